@@ -1,0 +1,1 @@
+"""The service that Label Studio calls, and the command line."""
