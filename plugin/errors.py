@@ -1,0 +1,30 @@
+"""What can go wrong with Label Studio's formats and its API.
+
+PluginError
+├── LabelingConfigError   a labeling config that Forelabel cannot suggest labels for
+└── StudioError           Label Studio did not do what was asked
+"""
+
+from __future__ import annotations
+
+
+class PluginError(Exception):
+    """Base of everything this package raises on purpose. The message says what arrived and what to do."""
+
+
+class LabelingConfigError(PluginError):
+    """A labeling config that Forelabel cannot suggest labels for."""
+
+
+class StudioError(PluginError):
+    """Label Studio did not do what was asked.
+
+    Attributes:
+        status: the HTTP status it answered, None when there was no answer.
+        detail: its own words.
+    """
+
+    def __init__(self, message: str, status: int | None = None, detail: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = detail
