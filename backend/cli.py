@@ -1,0 +1,354 @@
+"""The command line, `forelabel`. Results go to stdout as JSON, everything else to stderr.
+
+Exit status: 0 all well; 1 some of the input could not be used, or a check failed; 2 the command itself is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from backend.settings import Settings
+
+app = typer.Typer(
+    help="Looks at every image before the annotator does, and suggests its label.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index_app = typer.Typer(help="Caption indexes, which X-MoRe retrieves from.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+
+Model = Annotated[str | None, typer.Option(help="'pocket', a hub name or a folder. [env: FORELABEL_MODEL]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [env: FORELABEL_DEVICE]")]
+Store = Annotated[str | None, typer.Option(help="redis://..., sqlite:///... [env: FORELABEL_STORE]")]
+Captions = Annotated[
+    str | None, typer.Option(help="Folders of caption indexes, 'default' or 'none'. [env: FORELABEL_CAPTIONS]")
+]
+StudioUrl = Annotated[str | None, typer.Option(help="Label Studio's address. [env: FORELABEL_STUDIO_URL]")]
+Token = Annotated[str | None, typer.Option(help="Its access token. [env: FORELABEL_STUDIO_TOKEN]")]
+
+
+class Format(StrEnum):
+    jsonl = "jsonl"
+    studio = "studio"
+
+
+def main() -> None:
+    """The entry point `forelabel`: errors that were foreseen become one line and an exit status."""
+    with _one_line_errors():
+        app()
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    from backend.evaluation import DatasetError
+    from plugin.errors import PluginError
+    from retrieval.errors import RetrievalError
+
+    try:
+        yield
+    except ValidationError as error:
+        problems = "; ".join(f"FORELABEL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        _fail(f"a setting is wrong: {problems}", 2)
+    except (RetrievalError, PluginError, DatasetError) as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # `forelabel label ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, status: int) -> None:
+    typer.echo(f"forelabel: {message}", err=True)
+    sys.exit(status)
+
+
+def _settings(**flags: Any) -> Settings:
+    """Settings from the environment, flags that were given going before. They reach child processes, too."""
+    for name, value in flags.items():
+        if value is not None:
+            os.environ[f"FORELABEL_{name.upper()}"] = str(value)
+    return Settings()
+
+
+@contextmanager
+def _bar(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; silent where that is no terminal."""
+    with tqdm(total=total, desc=what, unit="", file=sys.stderr, disable=None) as bar:
+        yield lambda n: (bar.update(n), None)[1]
+
+
+@contextmanager
+def _engine(settings: Settings) -> Iterator[Any]:
+    from backend.engine import Engine
+
+    with _bar("caption index") as progress:
+        engine = Engine(settings, progress)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _line(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def label(
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched through.")],
+    labels: Annotated[str | None, typer.Option(help="The label set, separated by commas.")] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="The label set, one per line.")] = None,
+    captions: Captions = None,
+    model: Model = None,
+    device: Device = None,
+    store: Store = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels written per image.")] = 5,
+    format: Annotated[Format, typer.Option(help="One JSON object per line, or tasks for Label Studio.")] = Format.jsonl,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
+) -> None:
+    """Suggest labels for images.
+
+    Example: forelabel label photos/ --labels cat,dog,beach --html report.html
+    """
+    from contextlib import nullcontext
+
+    from backend.html_report import HtmlReport
+    from backend.labelling import find_images, label_images, read_labels
+    from backend.studio_tasks import studio_task
+
+    try:
+        label_set = read_labels(labels, labels_file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    settings = _settings(captions=captions, model=model, device=device, store=store)
+    images = find_images(paths)
+    failed, tasks = 0, []
+    with (
+        _engine(settings) as engine,
+        HtmlReport(html) if html else nullcontext() as report,
+        _bar("images", len(images)) as progress,
+    ):
+        for record in label_images(engine, images, label_set, top):
+            failed += "error" in record
+            if format is Format.jsonl:
+                _line(record)
+            else:
+                tasks.append(studio_task(record, settings.model))
+            if report:
+                report.add(record)
+            progress(1)
+    if format is Format.studio:
+        sys.stdout.write(json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
+    if not images:
+        _fail(f"no images in {', '.join(map(str, paths))}", 1)
+    if failed:
+        _fail(f"{failed} of {len(images)} images could not be read; their lines say why", 1)
+
+
+@app.command("eval")
+def evaluate_command(
+    dataset: Annotated[Path, typer.Argument(help="A parquet file with a column of image files and one of labels.")],
+    label_column: Annotated[str, typer.Option(help="Column with the true label.")],
+    image_column: Annotated[str, typer.Option(help="Column with the image file.")] = "image",
+    split: Annotated[str | None, typer.Option(help='Only rows whose column "split" says this.')] = None,
+    captions: Captions = None,
+    model: Model = None,
+    device: Device = None,
+    store: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure zero-shot and X-MoRe on a labelled dataset.
+
+    Example: forelabel eval photos.parquet --label-column label --split validation --json
+    """
+    from backend.evaluation import evaluate
+
+    with _engine(_settings(captions=captions, model=model, device=device, store=store)) as engine, _bar("images") as bar:
+        result = evaluate(engine, dataset, label_column, image_column, split, bar)
+    if as_json:
+        _line(result)
+        return
+    typer.echo(f"{result['images']} images, {result['labels']} labels, {result['captions']} captions")
+    for method in ("zero_shot", "xmore"):
+        typer.echo(f"{method:10} top1 {100 * result[method]['top1']:.2f} %   top5 {100 * result[method]['top5']:.2f} %")
+
+
+@index_app.command("build")
+def index_build(
+    source: Annotated[Path, typer.Argument(help=".txt .csv .tsv .jsonl .parquet, or COCO captions .json")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an index that is there is replaced.")],
+    column: Annotated[str | None, typer.Option(help="Column or key that holds the captions.")] = None,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Embed captions and write an index.
+
+    Example: forelabel index build captions.csv --column caption --out captions-index
+    """
+    from retrieval.caption_sources import build_index, read_captions
+    from retrieval.encoder import load_encoder
+
+    settings = _settings(model=model, device=device)
+    encoder = load_encoder(settings.model, settings.device)
+    with _bar("captions") as progress:
+        index = build_index(read_captions(source, column), encoder, str(source), progress)
+    index.save(out)
+    _line({"index": str(out), "captions": len(index), "encoder": encoder.name, "fingerprint": encoder.fingerprint})
+    encoder.close()
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [env: FORELABEL_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="[env: FORELABEL_PORT]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with its own model.")] = None,
+    model: Model = None,
+    device: Device = None,
+    store: Store = None,
+    captions: Captions = None,
+) -> None:
+    """Run the ML backend that Label Studio calls.
+
+    Example: forelabel serve --port 9090 --store redis://localhost:6379/0
+    """
+    import uvicorn
+
+    flags = {"host": host, "port": port, "workers": workers, "model": model, "device": device, "store": store}
+    settings = _settings(**flags, captions=captions)
+    uvicorn.run(
+        "backend.cli:create_service",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        log_level="warning",
+    )
+
+
+def create_service() -> Any:
+    """ASGI factory; each worker process calls it once, and reads its settings from the environment."""
+    from backend.app import create_app
+    from backend.prelabeler import Prelabeler
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings()
+    return create_app(settings, Prelabeler(settings))
+
+
+@app.command()
+def connect(
+    studio_url: StudioUrl = None,
+    token: Token = None,
+    project: Annotated[int | None, typer.Option(help="Attach this project.")] = None,
+    create: Annotated[str | None, typer.Option(help="Make a project with this title, or attach the one that has it.")] = None,
+    template: Annotated[str, typer.Option(help="Labeling config of a new project.")] = "image-classification",
+    labels: Annotated[str, typer.Option(help="Labels of a new project, separated by commas.")] = "",
+    backend_url: Annotated[str, typer.Option(help="This backend, as Label Studio reaches it.")] = "http://localhost:9090",
+) -> None:
+    """Connect the backend to a Label Studio project. Run twice, it changes nothing.
+
+    Example: forelabel connect --studio-url http://localhost:8080 --token T --create Photos --labels cat,dog
+    """
+    from plugin.connect import connect as connect_project
+
+    settings = _settings(studio_url=studio_url, studio_token=token)
+    connection = connect_project(
+        _studio(settings),
+        backend_url,
+        project=project,
+        create=create,
+        template=template,
+        labels=[part.strip() for part in labels.split(",") if part.strip()],
+        basic_auth=settings.basic_auth.get_secret_value() or None,
+    )
+    for step in connection.steps:
+        typer.echo(step, err=True)
+    version = connection.model_version
+    _line({"project": connection.project_id, "url": connection.project_url, "model_version": version})
+
+
+@app.command()
+def prelabel(
+    project: Annotated[int, typer.Option(help="The project's number, as in its address.")],
+    studio_url: StudioUrl = None,
+    token: Token = None,
+) -> None:
+    """Have every task of a project pre-labelled that has no prediction yet.
+
+    Example: forelabel prelabel --studio-url http://localhost:8080 --token T --project 1
+    """
+    from plugin.prelabel import prelabel as prelabel_project
+
+    total = stored = asked = 0
+    with tqdm(desc="tasks", unit="", file=sys.stderr, disable=None) as bar:
+        for state in prelabel_project(_studio(_settings(studio_url=studio_url, studio_token=token)), project):
+            total, stored, bar.total = state.total, state.stored, state.total
+            bar.update(state.asked - asked)
+            asked = state.asked
+    _line({"project": project, "without_prediction": total, "predicted": stored, "left": total - stored})
+    if stored < total:
+        _fail(f"{total - stored} of {total} tasks have no prediction; the backend's log says why", 1)
+
+
+def _studio(settings: Settings) -> Any:
+    from plugin.studio import Studio
+
+    token = settings.studio_token.get_secret_value()
+    if not settings.studio_url or not token:
+        raise typer.BadParameter("say where Label Studio is and how to log in: --studio-url URL --token TOKEN")
+    return Studio(settings.studio_url, token)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False) -> None:
+    """Say what is in force and try every part of it: device, encoder, captions, store, Label Studio.
+
+    Example: FORELABEL_STORE=redis://localhost:6379/0 forelabel doctor
+    """
+    from backend.doctor import effective_settings, examine, packages
+
+    settings = _settings()
+    findings = list(examine(settings))
+    if as_json:
+        parts = {f.part: {"ok": f.ok, "detail": f.detail} for f in findings}
+        _line({"settings": effective_settings(settings), "packages": packages(), "parts": parts})
+    else:
+        for name, value in (effective_settings(settings) | packages()).items():
+            typer.echo(f"     {name:18} {value}")
+        for f in findings:
+            typer.echo(f"{'ok' if f.ok else 'FAIL':4} {f.part:18} {f.detail}")
+    if not all(f.ok for f in findings):
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    photos: Annotated[Path | None, typer.Option(help="A folder with photos of your own.")] = None,
+    labels: Annotated[str, typer.Option(help="The label set, separated by commas.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Verify the stored predictions, then stop.")] = False,
+) -> None:
+    """Start Label Studio, the backend and the store here, with a project of pre-labelled photos.
+
+    Example: forelabel demo --photos ~/holiday --labels cat,dog,beach
+    """
+    from backend.demo import run_demo
+
+    sys.exit(run_demo(photos=photos, labels=[p.strip() for p in labels.split(",") if p.strip()], check=check))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Prelabeler: Label Studio's tasks -> predictions. What the HTTP app calls."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from label_studio_ml.model import LabelStudioMLBase
+
+from backend.engine import Engine
+from backend.images import FetchPolicy, ImageError, ImageFetcher
+from backend.metrics import Metrics
+from backend.settings import Settings
+from plugin.labeling_config import Control, LabelingConfig, image_value, parse_labeling_config
+from plugin.predictions import UNREADABLE, build_prediction, choices_prediction
+from retrieval.embedder import Embedding
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 64
+"""Tasks whose image files are held in memory at once; the next chunk is fetched while this one is embedded."""
+
+RESERVE_S = 2.0
+"""Kept of the deadline for writing the answer, after fetching and embedding."""
+
+MULTIPLE_THRESHOLD = 0.25
+"""Where several answers are allowed, labels with at least this share of the probability are ticked: at most four."""
+
+PROJECTS_KEPT = 10_000
+
+Item = dict[str, Any] | list[Any]
+
+
+class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
+    """One for all projects; nothing of one project reaches another but the embeddings of identical images."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.metrics = Metrics()
+        self.model_version = f"forelabel-{version('forelabel')}-{Path(settings.model).name}"
+        self._engine: Engine | None = None
+        self._failure: BaseException | None = None
+        self._loaded = threading.Event()
+        self._projects: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        """Project -> (Label Studio's address, token), as /setup brought them."""
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="forelabel-load")
+        self._fetcher = ImageFetcher(
+            FetchPolicy(
+                studio_url=settings.studio_url,
+                studio_token=settings.studio_token.get_secret_value(),
+                local_files_root=settings.local_files_root,
+                allowed_hosts=settings.allowed_hosts,
+                max_bytes=settings.max_image_bytes,
+                timeout_s=settings.fetch_timeout_s,
+            )
+        )
+
+    @property
+    def ready(self) -> bool:
+        return self._engine is not None
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once."""
+        self._background.submit(self._load)
+
+    def _load(self) -> None:
+        try:
+            started = time.monotonic()
+            self._engine = Engine(self.settings)
+            self.metrics.watch_store(lambda: self._engine is not None and self._engine.store.available)
+            logger.info("ready after %.1f s: %s", time.monotonic() - started, self._engine.encoder.device.reason)
+        except Exception as error:
+            self._failure = error
+            logger.exception("the model could not be loaded; predictions stay empty until this is mended")
+        finally:
+            self._loaded.set()
+
+    def close(self) -> None:
+        self._background.shutdown(wait=True, cancel_futures=True)
+        self._fetcher.close()
+        if self._engine:
+            self._engine.close()
+
+    def setup(self, project: str, label_config: str, hostname: str, access_token: str) -> str:  # type: ignore[override]
+        """The model version, at once. Embeds the project's labels in the background."""
+        config = parse_labeling_config(label_config)
+        self._projects[project] = (hostname, access_token)
+        self._projects.move_to_end(project)
+        while len(self._projects) > PROJECTS_KEPT:
+            self._projects.popitem(last=False)
+        self._background.submit(self._prepare, config)
+        return self.model_version
+
+    def _prepare(self, config: LabelingConfig) -> None:
+        if self._engine:
+            for control in config.controls:
+                self._engine.prepare(*_words(control))
+
+    def process_event(self, action: str, payload: dict[str, Any]) -> None:  # type: ignore[override]
+        """Webhooks are acknowledged; nothing is learned from them yet."""
+        project = payload.get("project")
+        logger.info("webhook %s, project %s", action, project.get("id") if isinstance(project, dict) else project)
+
+    def predict(
+        self,
+        tasks: list[dict[str, Any]],
+        context: dict[str, Any] | None = None,
+        *,
+        project: str = "",
+        label_config: str = "",
+        deadline: float | None = None,
+        **kwargs: Any,
+    ) -> list[Item]:
+        """One item per task, in order; an empty list where no image could be read or reached in time."""
+        config = parse_labeling_config(label_config)
+        end = (time.monotonic() + self.settings.predict_deadline_s if deadline is None else deadline) - RESERVE_S
+        engine = self._wait_for_engine(end)
+        if engine is None:
+            return [UNREADABLE for _ in tasks]  # type: ignore[misc]
+        chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
+        items: list[Item] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="forelabel-fetch-ahead") as ahead:
+            fetched = ahead.submit(self._fetch, chunks[0], config, project, end) if chunks else None
+            for number, chunk in enumerate(chunks):
+                assert fetched is not None
+                images = fetched.result()
+                if number + 1 < len(chunks):
+                    fetched = ahead.submit(self._fetch, chunks[number + 1], config, project, end)
+                items += self._predict_chunk(engine, chunk, config, images, end)
+        return items
+
+    def _wait_for_engine(self, end: float) -> Engine | None:
+        self._loaded.wait(max(0.0, end - time.monotonic()))
+        if self._engine is None:
+            logger.warning("no predictions: %s", self._failure or "the model is still loading; ask again in a moment")
+        return self._engine
+
+    def _fetch(
+        self, tasks: Sequence[dict[str, Any]], config: LabelingConfig, project: str, end: float
+    ) -> dict[tuple[int, str], bytes]:
+        """(position of the task, image source) -> file; what cannot be fetched is logged and left out."""
+        wanted: dict[tuple[int, str], str] = {}
+        for position, task in enumerate(tasks):
+            for control in config.controls:
+                value = image_value(task.get("data") or {}, control)
+                if value:
+                    wanted[position, control.image_source] = value
+        hostname, token = self._projects.get(project, ("", ""))
+        files = self._fetcher.fetch_many(
+            list(wanted.values()),
+            task_ids=[tasks[position].get("id") for position, _ in wanted],
+            studio_url=hostname,
+            studio_token=token,
+            deadline=end,
+        )
+        images: dict[tuple[int, str], bytes] = {}
+        for key, file in zip(wanted, files, strict=True):
+            if isinstance(file, ImageError):
+                self._unreadable(tasks[key[0]], file)
+            else:
+                images[key] = file
+        return images
+
+    def _predict_chunk(
+        self,
+        engine: Engine,
+        tasks: Sequence[dict[str, Any]],
+        config: LabelingConfig,
+        images: dict[tuple[int, str], bytes],
+        end: float,
+    ) -> list[Item]:
+        keys = list(images)
+        before = engine.embedder.counts.hits, engine.embedder.counts.misses
+        results = engine.embedder.embed([images[key] for key in keys], end)
+        self.metrics.cache(engine.embedder.counts.hits - before[0], engine.embedder.counts.misses - before[1])
+        embeddings: dict[tuple[int, str], Embedding] = {}
+        for key, result in zip(keys, results, strict=True):
+            if isinstance(result, Exception):
+                self._unreadable(tasks[key[0]], result)
+            else:
+                embeddings[key] = result
+        regions: dict[int, list[dict[str, Any]]] = {}
+        for control in config.controls:
+            positions = [p for p, source in embeddings if source == control.image_source]
+            if not positions:
+                continue
+            stacked = np.stack([embeddings[p, control.image_source] for p in positions])
+            probabilities = engine.classify(stacked, *_words(control)).probabilities
+            for position, row in zip(positions, probabilities, strict=True):
+                ranked = list(zip(control.labels, row.tolist(), strict=True))
+                regions.setdefault(position, []).append(choices_prediction(control, ranked, MULTIPLE_THRESHOLD))
+        return [self._item(regions.get(position)) for position in range(len(tasks))]
+
+    def _item(self, regions: list[dict[str, Any]] | None) -> Item:
+        """The score of a task is that of its least sure answer: uncertainty sampling then shows it early."""
+        if not regions:
+            return UNREADABLE  # type: ignore[return-value]
+        return build_prediction(regions, min(region["score"] for region in regions), self.model_version)
+
+    def _unreadable(self, task: dict[str, Any], error: Exception) -> None:
+        self.metrics.images_unreadable(1)
+        logger.warning("task %s: no prediction: %s", task.get("id"), error)
+
+
+def _words(control: Control) -> tuple[list[str], list[str | None]]:
+    """What the encoder reads of a control's labels: their words and, where they say more, their hints."""
+    texts = [label.text for label in control.labels]
+    return texts, [label.hint if label.hint != text else None for label, text in zip(control.labels, texts, strict=True)]
