@@ -1,0 +1,310 @@
+"""Train the pocket encoder's image tower: a small ResNet whose 384 outputs are the embedding.
+
+Loss, per photo, on cosines times a learned logit scale:
+  own     cross-entropy over the class names of the photo's own data set (seen classes only);
+  wide    cross-entropy to the image teacher's distribution over its 1,000 class names;
+  caption 1 - cosine to the mean caption embedding, where a photo has captions.
+Every step draws each class's text anew (name, synonym or prompt), so that the image lands near all of them.
+
+Photos are shown in random crops of 40, then 48, and at the end 64 px: cheaper, and the apparent size of objects in
+training and testing then agrees (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
+For the first HOLD_OUT_SHARE of the run, 30 classes are absent altogether; the weights at that point, saved as
+image-unseen.pt, are what the figure for unseen classes is measured on. They join for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from recipes.pocket_data import SETS, PhotoSet, held_out_classes, load, teacher_names
+from recipes.text_teacher import DIM, TextTeacher, centre
+
+EDGE = 64
+HOLD_OUT_SHARE = 0.75
+EDGES = ((0.4, 40), (0.93, 48), (1.0, 64))
+"""Until this share of the run, photos are shown at this edge."""
+REPEATS = {"tiny-imagenet-64px": 1, "cifar100-32px": 1, "caltech101-144px": 4, "flickr8k-1000-pairs": 1}
+WIDE_WEIGHT = {"tiny-imagenet-64px": 0.3, "cifar100-32px": 0.3, "caltech101-144px": 0.3, "flickr8k-1000-pairs": 1.0}
+PROMPTS = ("a photo of a {}.",)
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+STD = torch.tensor([0.229, 0.224, 0.225])
+
+
+def build_tower() -> ResNetForImageClassification:
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 384],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            num_labels=DIM,
+        )
+    )
+
+
+class Texts:
+    """Teacher embeddings of every way to write each class."""
+
+    def __init__(self, sets: list[PhotoSet], synonyms: dict[str, list[str]], cache: Path) -> None:
+        self.names = teacher_names()
+        written: list[str] = []
+        for photo_set in sets:
+            for name in photo_set.classes:
+                written += [name, *synonyms.get(name, [])]
+        for names in self.names:
+            written += names
+        plain = sorted(set(written))
+        captions = [text for photo_set in sets for texts in photo_set.captions for text in texts]
+        texts = plain + [prompt.format(text) for prompt in PROMPTS for text in plain] + captions
+        store = cache / "names.npz"
+        if store.exists():
+            with np.load(store) as held:
+                raw = held["embeddings"]
+        else:
+            raw = TextTeacher().embed(texts)
+            np.savez(store, embeddings=raw, mean=raw[: len(plain)].mean(0))
+        self.mean: NDArray[np.float32] = raw[: len(plain)].mean(0)
+        self.row = {text: i for i, text in enumerate(texts)}
+        self.vectors = torch.from_numpy(centre(raw, self.mean))
+        self.synonyms = synonyms
+
+    def variants(self, name: str) -> list[int]:
+        """Row ids of the ways to write a class: its own name half of the time, a prompt or a synonym otherwise."""
+        prompts = [self.row[prompt.format(name)] for prompt in PROMPTS]
+        others = [self.row[other] for other in self.synonyms.get(name, []) if other != name]
+        return [self.row[name]] * 2 * len(prompts + others) + prompts + others
+
+    def draw(self, classes: list[list[int]], rng: np.random.Generator) -> Tensor:
+        return self.vectors[[rows[rng.integers(len(rows))] for rows in classes]]
+
+
+def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
+    """Random resized crop (area 0.35-1, aspect 3/4-4/3) and flip: uint8 [b, h, w, 3] -> float32 [b, 3, edge, edge]."""
+    b = len(photos)
+    area = rng.uniform(0.35, 1.0, b)
+    aspect = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), b))
+    half_w, half_h = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
+    theta = np.zeros((b, 2, 3), np.float32)
+    theta[:, 0, 0] = half_w * rng.choice([-1, 1], b)
+    theta[:, 1, 1] = half_h
+    theta[:, 0, 2] = rng.uniform(-1, 1, b) * (1 - half_w)
+    theta[:, 1, 2] = rng.uniform(-1, 1, b) * (1 - half_h)
+    grid = F.affine_grid(torch.from_numpy(theta), [b, 3, edge, edge], align_corners=False)
+    pixels = photos.permute(0, 3, 1, 2).float().div_(255)
+    pixels = (pixels - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+@torch.inference_mode()
+def embed(model: nn.Module, photos: NDArray[np.uint8]) -> Tensor:
+    """Photos [n, h, w, 3] -> unit embeddings [n, 384], at 64 px."""
+    model.eval()
+    parts = []
+    for start in range(0, len(photos), 250):
+        pixels = torch.from_numpy(photos[start : start + 250]).permute(0, 3, 1, 2).float().div_(255)
+        if pixels.shape[-1] != EDGE:
+            pixels = F.interpolate(pixels, (EDGE, EDGE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        pixels = (pixels - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+        parts.append(F.normalize(model(pixels.contiguous(memory_format=torch.channels_last)).logits, dim=-1))
+    return torch.cat(parts)
+
+
+def ten_way(embeddings: Tensor, labels: Tensor, names: Tensor, draws: int = 1000) -> float:
+    """Top-1 among ten classes drawn at random from those given, mean over draws."""
+    rng = np.random.default_rng(0)
+    cosines = embeddings @ names.T
+    scores = []
+    for _ in range(draws):
+        ten = torch.from_numpy(rng.choice(len(names), 10, replace=False))
+        rows = torch.isin(labels, ten)
+        scores.append((ten[cosines[rows][:, ten].argmax(1)] == labels[rows]).float().mean().item())
+    return float(np.mean(scores))
+
+
+def report(model: nn.Module, validation: list[PhotoSet], texts: Texts, held_out: dict[str, list[str]]) -> str:
+    line, unseen_x, unseen_y, unseen_t = [], [], [], []
+    for photo_set in validation:
+        embeddings = embed(model, photo_set.photos)
+        names = texts.vectors[[texts.row[name] for name in photo_set.classes]]
+        best = (embeddings @ names.T).argmax(1)
+        labels = torch.from_numpy(photo_set.labels)
+        line.append(f"{photo_set.name} {100 * (best == labels).float().mean():.2f}")
+        for name in held_out[photo_set.name]:
+            i = photo_set.classes.index(name)
+            rows = labels == i
+            unseen_x.append(embeddings[rows])
+            unseen_y.append(torch.full((int(rows.sum()),), len(unseen_t)))
+            unseen_t.append(names[i])
+    score = ten_way(torch.cat(unseen_x), torch.cat(unseen_y), torch.stack(unseen_t))
+    return " | ".join([*line, f"held-out ten-way {100 * score:.2f}"])
+
+
+class Muon:
+    """Momentum whose matrix updates are orthogonalised by Newton-Schulz (Jordan et al. 2024), for convolution kernels.
+
+    Kernels [out, in, h, w] are seen as matrices [out, in * h * w]; an update has the spectral norm of one times
+    sqrt(max(1, out / fan_in)).
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+    def __init__(self, parameters: list[nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.02) -> None:
+        self.parameters, self.momentum, self.weight_decay = parameters, momentum, weight_decay
+        self.buffers = [torch.zeros_like(p) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        a, b, c = self.COEFFICIENTS
+        for p, buffer in zip(self.parameters, self.buffers, strict=True):
+            assert p.grad is not None
+            buffer.lerp_(p.grad, 1 - self.momentum)
+            update = p.grad.lerp(buffer, self.momentum).reshape(len(p), -1)
+            tall = update.shape[0] > update.shape[1]
+            x = update.T if tall else update
+            x = x / (x.norm() + 1e-7)
+            for _ in range(4):
+                gram = x @ x.T
+                x = a * x + (b * gram + c * gram @ gram) @ x
+            x = x.T if tall else x
+            p.mul_(1 - lr * self.weight_decay)
+            p.add_(x.reshape(p.shape), alpha=-lr * math.sqrt(max(1.0, x.shape[0] / x.shape[1])))
+
+
+def schedule(step: int, steps: int, warmup: int = 200) -> float:
+    """Linear warm-up, then cosine to zero."""
+    warmup = min(warmup, steps // 5)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.03, help="0: AdamW for everything")
+    parser.add_argument("--limit-steps", type=int, default=0, help="stop early (to try a setting)")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+
+    train = [load(name, "train", args.cache) for name in SETS]
+    labelled = [s for s in train if s.classes]
+    validation = [load(s.name, "validation", args.cache) for s in labelled]
+    held_out = held_out_classes({s.name: s.classes for s in labelled})
+    synonyms = {names[0]: names[1:3] for names in teacher_names()}
+    texts = Texts(train, synonyms, args.cache)
+    class_rows = {s.name: [texts.variants(name) for name in s.classes] for s in labelled}
+    wide_rows = [texts.variants(names[0]) for names in texts.names]
+    seen_mask = {s.name: torch.tensor([name not in held_out[s.name] for name in s.classes]) for s in labelled}
+    captions = [texts.vectors[[texts.row[t] for t in group]] for s in train for group in s.captions]
+    caption_mean = F.normalize(torch.stack([group.mean(0) for group in captions]), dim=-1)
+
+    def epoch_order(everything: bool) -> NDArray[np.int64]:
+        """(set, row) pairs of one epoch, shuffled; held-out classes left out until `everything`."""
+        pairs = []
+        for i, s in enumerate(train):
+            rows = np.arange(len(s.photos))
+            if s.classes and not everything:
+                rows = rows[seen_mask[s.name].numpy()[s.labels]]
+            rows = np.tile(rows, REPEATS[s.name])
+            pairs.append(np.stack([np.full(len(rows), i), rows], 1))
+        order = np.concatenate(pairs)
+        rng.shuffle(order)
+        return order
+
+    order = epoch_order(everything=False)
+    steps = int(args.epochs * len(order) / args.batch)
+    model = build_tower().to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model)
+    log_scale = nn.Parameter(torch.tensor(math.log(16.0)))
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    muon = Muon([p for p in decay if p.ndim == 4]) if args.muon_lr else None
+    adam = [p for p in decay if muon is None or p.ndim != 4]
+    optimizer = torch.optim.AdamW(
+        [{"params": adam, "weight_decay": 0.05}, {"params": [*plain, log_scale], "weight_decay": 0.0}], lr=args.lr
+    )
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {steps} steps", flush=True)
+    began, position, running, unseen_saved = time.time(), 0, 0.0, False
+    for step in range(args.limit_steps or steps):
+        everything = step >= HOLD_OUT_SHARE * steps
+        if everything and not unseen_saved:
+            unseen_saved = True
+            torch.save({"model": average.state_dict(), "scale": log_scale.exp().item()}, args.out / "image-unseen.pt")
+            print("unseen:", report(average, validation, texts, held_out), flush=True)
+            order, position = epoch_order(everything), 0
+        if position + args.batch > len(order):
+            order, position = epoch_order(everything), 0
+        batch = order[position : position + args.batch]
+        position += args.batch
+        edge = next(edge for share, edge in EDGES if step < share * steps)
+
+        groups = [(i, batch[batch[:, 0] == i, 1]) for i in range(len(train))]
+        groups = [(i, rows) for i, rows in groups if len(rows)]
+        pixels = torch.cat([augment(torch.from_numpy(train[i].photos[rows]), edge, rng) for i, rows in groups])
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        model.train()
+        embeddings = F.normalize(model(pixels).logits, dim=-1)
+        scale = log_scale.exp().clamp(max=50)
+        wide = F.log_softmax(scale * embeddings @ texts.draw(wide_rows, rng).T, dim=-1)
+        loss, start = torch.zeros(()), 0
+        for i, rows in groups:
+            s, part = train[i], slice(start, start + len(rows))
+            start += len(rows)
+            likely = wide[part].gather(1, torch.from_numpy(s.teacher_ids[rows]))
+            loss = loss - WIDE_WEIGHT[s.name] * (torch.from_numpy(s.teacher_probabilities[rows]) * likely).sum()
+            if s.classes:
+                logits = scale * embeddings[part] @ texts.draw(class_rows[s.name], rng).T
+                if not everything:
+                    logits = logits.masked_fill(~seen_mask[s.name], -1e4)
+                loss = loss + F.cross_entropy(logits, torch.from_numpy(s.labels[rows]), reduction="sum")
+            else:
+                loss = loss + 4 * (1 - (embeddings[part] * caption_mean[rows]).sum(1)).sum()
+        loss = loss / len(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * schedule(step, steps)
+        model.zero_grad()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if muon:
+            muon.step(args.muon_lr * schedule(step, steps))
+        keep = min(0.998, 1 - 1 / (step + 1))
+        with torch.no_grad():
+            for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+                if slow.dtype.is_floating_point:
+                    slow.lerp_(fast, 1 - keep)
+                else:
+                    slow.copy_(fast)
+        running += (loss.item() - running) / min(step + 1, 50)
+        if step % 50 == 49:
+            rate = (step + 1) * args.batch / (time.time() - began)
+            print(f"{step + 1}/{steps} loss {running:.3f} scale {scale.item():.1f} {rate:.0f} photos/s", flush=True)
+        if step % 1000 == 999:
+            torch.save({"model": average.state_dict(), "scale": log_scale.exp().item()}, args.out / "image.pt")
+            print(report(average, validation, texts, held_out), flush=True)
+    torch.save({"model": average.state_dict(), "scale": log_scale.exp().item(), "mean": texts.mean}, args.out / "image.pt")
+    print("final:", report(average, validation, texts, held_out), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Distil the pocket encoder's text tower from the text teacher.
+
+    corpus   nouns, class names and synonyms, prompts around them, sentences about nouns, captions
+    teach    their teacher embeddings, cached (the slow part)
+    train    a WordPiece vocabulary and a three-layer transformer whose 384 outputs match the centred teacher embedding
+
+The student is stock AlbertForSequenceClassification with unshared layers: ALBERT's factorised token embedding is what
+fits 12,000 word pieces into three megabytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import BertWordPieceTokenizer
+from torch.nn import functional as F
+from transformers import AlbertConfig, AlbertForSequenceClassification
+
+from recipes.pocket_data import DATA, readable, teacher_names
+from recipes.pocket_image_tower import schedule
+from recipes.sentences import article, frequency, sentences_about_nouns, visible_nouns
+from recipes.text_teacher import DIM, TextTeacher, centre
+from recipes.wordnet import noun_synsets
+
+VOCABULARY = 12_000
+MAX_TOKENS = 40
+
+
+def corpus(cache: Path) -> dict[str, list[str]]:
+    """Kind -> texts, without repeats."""
+    import pyarrow.parquet as pq
+
+    classes = [readable(n) for names in teacher_names() for n in names]
+    for name in ("tiny-imagenet-64px", "cifar100-32px", "caltech101-144px"):
+        table = pq.read_table(DATA / f"{name}.parquet", columns=["label"])
+        classes += sorted({readable(value) for value in table["label"].to_pylist()})
+    lvis = json.loads((DATA / "lvis-categories.json").read_text())
+    classes += [readable(word.split("_(")[0]) for category in lvis for word in category["synonyms"]]
+    nouns = [noun for noun, _ in visible_nouns(1.0, noun_synsets())]
+    common = [noun for noun in nouns if frequency(noun) >= 3.0]
+    captions = (DATA / "captions-flickr8k.txt").read_text().splitlines()[::3]
+    captions += (DATA / "captions-cc3m-validation.txt").read_text().splitlines()[::2]
+    return {
+        "class": list(dict.fromkeys(classes)),
+        "noun": nouns,
+        "plural": [noun + "s" for noun in common if not noun.endswith("s")],
+        "prompt": [f"a photo of a {n}." for n in dict.fromkeys(classes)]
+        + [f"a photo of {article(n)} {n}." for n in common],
+        "sentence": sentences_about_nouns(2.5),
+        "caption": captions,
+    }
+
+
+def teach(texts: list[str], cache: Path) -> np.ndarray:
+    stored = cache / "corpus.npy"
+    if not stored.exists():
+        np.save(stored, TextTeacher().embed(texts).astype(np.float16))
+    return np.load(stored).astype(np.float32)
+
+
+def build_student(vocabulary: int) -> AlbertForSequenceClassification:
+    return AlbertForSequenceClassification(
+        AlbertConfig(
+            vocab_size=vocabulary,
+            embedding_size=128,
+            hidden_size=256,
+            num_hidden_layers=3,
+            num_hidden_groups=3,
+            num_attention_heads=4,
+            intermediate_size=768,
+            max_position_embeddings=64,
+            type_vocab_size=1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            classifier_dropout_prob=0.0,
+            num_labels=DIM,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--teach-only", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    kinds = corpus(args.cache)
+    texts = [text for group in kinds.values() for text in group]
+    print({kind: len(group) for kind, group in kinds.items()}, flush=True)
+    raw = teach(texts, args.cache)
+    if args.teach_only:
+        return
+    with np.load(args.cache / "names.npz") as names:
+        target = torch.from_numpy(centre(raw, names["mean"]))
+
+    vocabulary = args.out / "vocab.txt"
+    if not vocabulary.exists():
+        tokenizer = BertWordPieceTokenizer(lowercase=True)
+        tokenizer.train_from_iterator(
+            kinds["class"] * 20 + kinds["noun"] * 2 + kinds["caption"] + kinds["sentence"], vocab_size=VOCABULARY, min_frequency=2
+        )
+        tokenizer.save_model(str(args.out))
+    tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+    tokenizer.enable_truncation(MAX_TOKENS)
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    lengths = np.array([len(ids) for ids in encoded])
+    model = build_student(tokenizer.get_vocab_size())
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+
+    # Names matter most: they are what labels are written in.
+    share = {"class": 0.15, "noun": 0.35, "plural": 0.03, "prompt": 0.1, "sentence": 0.2, "caption": 0.17}
+    starts = np.cumsum([0, *[len(group) for group in kinds.values()]])
+    weights = np.concatenate([np.full(len(g), share[k] / len(g)) for k, g in kinds.items()])
+    cumulative = np.cumsum(weights / weights.sum())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    began, running = time.time(), 0.0
+    batch_size, pool = 256, 8
+    pending: list[np.ndarray] = []
+    for step in range(args.steps):
+        if not pending:  # sort a pool of batches by length, so that padding is little
+            drawn = np.searchsorted(cumulative, rng.random(batch_size * pool)).clip(max=len(texts) - 1)
+            drawn = drawn[np.argsort(lengths[drawn], kind="stable")].reshape(pool, batch_size)
+            pending = [drawn[i] for i in rng.permutation(pool)]
+        rows = pending.pop()
+        width = int(lengths[rows].max())
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : lengths[row]] = torch.tensor(encoded[row])
+        outputs = F.normalize(model(input_ids=ids, attention_mask=(ids != 0).long()).logits, dim=-1)
+        wanted = target[rows]
+        cosine = (outputs * wanted).sum(1)
+        contrast = F.cross_entropy(20 * outputs @ wanted.T, torch.arange(len(rows)))
+        loss = (1 - cosine).mean() + 0.05 * contrast
+        for group in optimizer.param_groups:
+            group["lr"] = 1.5e-3 * schedule(step, args.steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        running += (cosine.mean().item() - running) / min(step + 1, 50)
+        if step % 100 == 99:
+            print(f"{step + 1}/{args.steps} cosine {running:.4f} {(step + 1) / (time.time() - began):.1f} steps/s", flush=True)
+        if step % 1000 == 999 or step + 1 == args.steps:
+            torch.save(model.state_dict(), args.out / "text.pt")
+    model.eval()
+    with torch.inference_mode():
+        for number, kind in enumerate(kinds):
+            rows = np.arange(starts[number], min(starts[number + 1], starts[number] + 1500))
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(encoded[r]) for r in rows], batch_first=True)
+            outputs = F.normalize(model(input_ids=padded, attention_mask=(padded != 0).long()).logits, dim=-1)
+            print(f"{kind}: cosine to the teacher {(outputs * target[rows]).sum(1).mean():.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
