@@ -1,0 +1,1 @@
+"""What the README's figures come from. `make bench` runs every one; each prints a table with the hardware it ran on."""
