@@ -1,0 +1,184 @@
+"""What an annotator and a project's owner see: a real Label Studio, driven over its API and in Chromium."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from backend.demo_photos import SAMPLE_LABELS, SAMPLE_PHOTOS
+from plugin.connect import Connection, connect
+from plugin.errors import StudioError
+from plugin.prelabel import prelabel
+from plugin.studio import Studio
+from tests.e2e.harness import BASIC_AUTH, ROOT, Backend
+
+T = TypeVar("T")
+
+PHOTOS = {photo.file: photo.path for photo in SAMPLE_PHOTOS}
+CAT, FLOWER, MOTORCYCLE = PHOTOS["chelsea.png"], PHOTOS["flower.jpg"], PHOTOS["motorcycle_left.png"]
+
+
+def make_project(studio: Studio, backend: Backend, title: str, labels: Sequence[str] = SAMPLE_LABELS) -> Connection:
+    return connect(studio, backend.url, create=title, labels=labels, basic_auth=BASIC_AUTH)
+
+
+def prelabel_all(studio: Studio, project_id: int) -> dict[int, dict[str, Any]]:
+    """Task id -> its prediction, of which there is one."""
+    for _ in prelabel(studio, project_id):
+        pass
+    found = studio.predictions(project_id)
+    by_task = {prediction["task"]: prediction for prediction in found}
+    assert len(by_task) == len(found), "a task has several predictions"
+    return by_task
+
+
+def chosen(prediction: dict[str, Any]) -> list[str]:
+    (region,) = prediction["result"]
+    choices: list[str] = region["value"]["choices"]
+    return choices
+
+
+def eventually(ask: Callable[[], T], timeout_s: float = 30) -> T:
+    """The first truthy answer."""
+    give_up = time.monotonic() + timeout_s
+    while not (answer := ask()):
+        assert time.monotonic() < give_up, "it did not come about in time"
+        time.sleep(0.2)
+    return answer
+
+
+def annotations(studio: Studio, task_id: int) -> list[Any]:
+    return list(studio.call("list annotations", lambda sdk: sdk.annotations.list(id=task_id)))
+
+
+def open_task(browser: webdriver.Chrome, studio: Studio, project_id: int, task_id: int, folder: Path) -> None:
+    """Open a task from the data manager, as by a click on its row, and wait until something is ticked.
+
+    What was on the screen when nothing came is kept in `folder`.
+    """
+    browser.get(f"{studio.url}/projects/{project_id}/data?task={task_id}")
+    picture = "const image = document.querySelector('.lsf-image img'); return Boolean(image && image.naturalWidth)"
+    try:
+        WebDriverWait(browser, 120).until(lambda page: page.execute_script(picture) and ticked(page))
+    except TimeoutException:
+        browser.save_screenshot(str(folder / "timed-out.png"))
+        raise
+
+
+def ticked(browser: webdriver.Chrome) -> list[str]:
+    boxes = browser.find_elements(By.CSS_SELECTOR, ".lsf-choice__checkbox input")
+    return [str(box.get_attribute("name")) for box in boxes if box.is_selected()]
+
+
+def test_a_suggestion_is_ticked_submitted_and_reported_back(
+    studio: Studio, backend: Backend, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    project_id = make_project(studio, backend, "Suggestion to annotation").project_id
+    cat, motorcycle = studio.import_photos(project_id, [CAT, MOTORCYCLE])
+    predictions = prelabel_all(studio, project_id)
+    assert predictions.keys() == {cat, motorcycle}
+    suggested = chosen(predictions[cat])
+    assert len(suggested) == 1
+    assert suggested[0] in SAMPLE_LABELS
+    assert 0 < predictions[cat]["score"] <= 1
+
+    open_task(browser, studio, project_id, cat, tmp_path)
+    screenshot(browser, tmp_path)
+    assert ticked(browser) == suggested
+
+    webhooks = backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED")
+    browser.find_element(By.XPATH, "//button[normalize-space()='Submit']").click()
+    (annotation,) = eventually(lambda: annotations(studio, cat))
+    assert annotation.result[0]["value"]["choices"] == suggested
+    assert annotation.result[0]["origin"] == "prediction"
+    assert annotation.parent_prediction == predictions[cat]["id"]
+    eventually(lambda: backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED") == webhooks + 1)
+    assert backend.metric("forelabel_requests_total", status="401") == 0
+    assert len(studio.predictions(project_id)) == 2
+
+
+def screenshot(browser: webdriver.Chrome, folder: Path) -> None:
+    """Kept with pytest's temporary files; the README's picture, too, when FORELABEL_SCREENSHOTS is set."""
+    browser.save_screenshot(str(folder / "prelabelled-task.png"))
+    if os.environ.get("FORELABEL_SCREENSHOTS"):
+        target = ROOT / "docs" / "images" / "prelabelled-task.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(target))
+
+
+def test_one_unreadable_photo_harms_no_other(studio: Studio, backend: Backend, tmp_path: Path) -> None:
+    truncated, text, empty = (tmp_path / name for name in ("truncated.jpg", "text.jpg", "tiny.png"))
+    truncated.write_bytes(FLOWER.read_bytes()[:600])
+    text.write_text("this is not a picture")
+    empty.write_bytes(b"\x89PNG\r\n\x1a\n")
+    project_id = make_project(studio, backend, "One unreadable photo").project_id
+    ids = studio.import_photos(project_id, [CAT, truncated, FLOWER, text, MOTORCYCLE, empty])
+    unreadable = backend.metric("forelabel_images_unreadable_total")
+    predictions = prelabel_all(studio, project_id)
+    assert set(predictions) == {ids[0], ids[2], ids[4]}
+    assert sorted(studio.unpredicted(project_id)) == [ids[1], ids[3], ids[5]]
+    assert backend.metric("forelabel_images_unreadable_total") >= unreadable + 3
+    assert backend.metric("forelabel_requests_total", route="/predict", status="500") == 0
+
+
+def test_projects_side_by_side_keep_to_their_own_labels(studio: Studio, backend: Backend) -> None:
+    sets = {"Animals": ("cat", "dog", "horse"), "Vehicles": ("car", "motorcycle", "bus")}
+    projects = {name: make_project(studio, backend, name, labels).project_id for name, labels in sets.items()}
+    for project_id in projects.values():
+        studio.import_photos(project_id, [CAT, MOTORCYCLE])
+    for name, project_id in projects.items():
+        for prediction in prelabel_all(studio, project_id).values():
+            assert chosen(prediction)[0] in sets[name]
+
+
+def test_the_same_photo_again_comes_from_the_cache(studio: Studio, backend: Backend) -> None:
+    project_id = make_project(studio, backend, "Same photo again").project_id
+    studio.import_photos(project_id, [FLOWER])
+    first = prelabel_all(studio, project_id)
+    hits, misses = (backend.metric("forelabel_cache_lookups_total", outcome=kind) for kind in ("hit", "miss"))
+    (again,) = studio.import_photos(project_id, [FLOWER])
+    second = prelabel_all(studio, project_id)
+    assert chosen(second[again]) == chosen(next(iter(first.values())))
+    assert backend.metric("forelabel_cache_lookups_total", outcome="hit") == hits + 1
+    assert backend.metric("forelabel_cache_lookups_total", outcome="miss") == misses
+
+
+def test_a_config_without_choices_is_refused_on_connecting(studio: Studio, backend: Backend) -> None:
+    """In Label Studio's own dialogue, too: it drops the reason, but adds that the config may be at fault."""
+    config = (
+        '<View><Image name="image" value="$image"/><RectangleLabels name="box" toName="image">'
+        '<Label value="cat"/></RectangleLabels></View>'
+    )
+    project_id = studio.create_project("No choices", config)
+    user, password = BASIC_AUTH.split(":")
+    with pytest.raises(StudioError, match=r"422 Client Error.*current labeling configuration"):
+        studio.call(
+            "connect",
+            lambda sdk: sdk.ml.create(
+                project=project_id,
+                url=backend.url,
+                auth_method="BASIC_AUTH",
+                basic_auth_user=user,
+                basic_auth_pass=password,
+            ),
+        )
+
+
+def test_connecting_again_changes_nothing(studio: Studio, backend: Backend) -> None:
+    first = make_project(studio, backend, "Connected twice")
+    again = make_project(studio, backend, "Connected twice")
+    assert again.project_id == first.project_id
+    assert again.model_version == first.model_version
+    assert all("already" in step for step in again.steps[1:]), again.steps
+    rows = studio.call("list backends", lambda sdk: sdk.ml.list(project=first.project_id))
+    hooks = studio.call("list webhooks", lambda sdk: sdk.webhooks.list(project=str(first.project_id)))
+    assert (len(rows), len(hooks)) == (1, 1)
