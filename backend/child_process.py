@@ -8,6 +8,8 @@ which can then stop its children in order.
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL: Redis writes its append-only file and uvicorn ends its requests in less."""
+
+POLL_S = 0.5
+"""Between two looks whether a child is ready: a start takes seconds, and the child needs the processor itself."""
 
 LOG_TAIL_LINES = 15
 
@@ -68,7 +75,7 @@ class ChildProcess:
                 raise ChildProcessError(f"{self.name} ended with exit status {self._watcher.returncode}.{self._tail()}")
             if time.monotonic() > give_up:
                 raise ChildProcessError(f"{self.name} was not ready after {timeout_s:.0f} s.{self._tail()}")
-            time.sleep(0.2)
+            time.sleep(POLL_S)
 
     def stop(self) -> None:
         """End the process and all that it started; returns when they are gone. Does nothing the second time."""
@@ -79,6 +86,25 @@ class ChildProcess:
     def _tail(self) -> str:
         lines = self.log.read_text("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n".join([f" The end of {self.log}:", *(f"    {line}" for line in lines)])
+
+
+def ask(url: str, timeout_s: float = 2.0) -> dict[str, Any] | None:
+    """What a server on this machine answers to a GET, given 200 and a JSON object; None for anything else.
+
+    Over http.client, since it is asked again and again while the server starts: a proxy is not to be asked for this
+    machine, and a TLS context is not to be made each time.
+    """
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    try:
+        connection.request("GET", parts.path)
+        response = connection.getresponse()
+        body = json.loads(response.read()) if response.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return body if isinstance(body, dict) else None
 
 
 def _watch(command: Sequence[str]) -> None:

@@ -23,10 +23,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 import redis
 
-from backend.child_process import ChildProcess, ChildProcessError
+from backend.child_process import ChildProcess, ChildProcessError, ask
 from backend.demo_check import check_predictions, upload_name
 from backend.demo_photos import SAMPLE_LABELS, SAMPLE_PHOTOS, photos_in
 from backend.settings import Settings
@@ -241,10 +240,8 @@ def _start_backend(
 
 
 def _model_loaded(backend_url: str) -> bool:
-    try:
-        return bool(httpx.get(f"{backend_url}/health", timeout=2).json()["ready"])
-    except httpx.HTTPError:
-        return False
+    health = ask(f"{backend_url}/health")
+    return bool(health and health["ready"])
 
 
 def _title(folder: Path | None, labels: Sequence[str]) -> str:

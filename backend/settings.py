@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     """Where embeddings are kept: redis://host:6379/0, sqlite:///path/file.db, or empty for SQLite in data_dir."""
 
     store_max_bytes: Annotated[int, Field(ge=1_000_000)] = 4_000_000_000
-    """About four million 512-dimensional embeddings; the least recently used go first."""
+    """About 2.5 million 512-dimensional embeddings, keys and indexes counted in; the least recently used go first."""
 
     captions: str = "default"
     """"default" is the bundled sentences, "none" turns retrieval off, else folders made by `forelabel index build`."""
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     """Label Studio's own address as this service reaches it. The only private address that images may come from."""
 
     studio_token: SecretStr = SecretStr("")
-    """Needed for uploaded files. Label Studio also sends one with /setup, which is used when this is empty."""
+    """Needed for uploaded files; sent to studio_url only. When empty, the one that Label Studio sends with /setup is used."""
 
     basic_auth: SecretStr = SecretStr("")
     """"user:password" that /predict, /setup and /webhook then ask for; empty means open, as Label Studio expects."""

@@ -11,9 +11,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
-from backend.child_process import ChildProcess
+from backend.child_process import ChildProcess, ask
 
 START_TIMEOUT_S = 300.0
 """The first start runs some hundred database migrations: a minute on a fast laptop, several on a busy small machine."""
@@ -99,12 +97,4 @@ class StudioProcess(ChildProcess):
         Raises:
             ChildProcessError: it has ended, or the time is up.
         """
-        self.wait_until(lambda: answers(f"{self.url}/health"), timeout_s)
-
-
-def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with 200 within a second."""
-    try:
-        return httpx.get(url, timeout=1.0).status_code == 200
-    except httpx.HTTPError:
-        return False
+        self.wait_until(lambda: ask(f"{self.url}/health") is not None, timeout_s)

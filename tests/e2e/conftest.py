@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from backend.child_process import ChildProcess
+from backend.child_process import ChildProcess, ask
 from backend.studio_process import StudioLogin, StudioProcess
 from plugin.studio import Studio
 from tests.conftest import free_port
@@ -54,9 +52,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory, studio_process: StudioProc
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return bool(httpx.get(f"{url}/health", timeout=2).json()["ready"])
-        return False
+        health = ask(f"{url}/health")
+        return bool(health and health["ready"])
 
     try:
         process.wait_until(ready, START_TIMEOUT_S)

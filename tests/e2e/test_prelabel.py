@@ -56,7 +56,7 @@ def eventually(ask: Callable[[], T], timeout_s: float = 30) -> T:
     return answer
 
 
-def annotations(studio: Studio, task_id: int) -> list[Any]:
+def annotations_of(studio: Studio, task_id: int) -> list[Any]:
     return list(studio.call("list annotations", lambda sdk: sdk.annotations.list(id=task_id)))
 
 
@@ -97,7 +97,7 @@ def test_a_suggestion_is_ticked_submitted_and_reported_back(
 
     webhooks = backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED")
     browser.find_element(By.XPATH, "//button[normalize-space()='Submit']").click()
-    (annotation,) = eventually(lambda: annotations(studio, cat))
+    (annotation,) = eventually(lambda: annotations_of(studio, cat))
     assert annotation.result[0]["value"]["choices"] == suggested
     assert annotation.result[0]["origin"] == "prediction"
     assert annotation.parent_prediction == predictions[cat]["id"]

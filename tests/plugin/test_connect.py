@@ -14,7 +14,7 @@ BACKEND = "http://backend:9090"
 LOGIN = "Basic " + base64.b64encode(b"user:pass").decode()
 
 
-def test_a_new_project_is_connected(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_new_project_is_connected(studio: Studio, label_studio) -> None:
     done = connect(studio, BACKEND, create="photos", template="image-tags", labels=["cat", "dog"])
     project = label_studio.projects[done.project_id]
     (control,) = parse_labeling_config(project["label_config"]).controls
@@ -29,7 +29,7 @@ def test_a_new_project_is_connected(studio: Studio, label_studio) -> None:  # ty
 
 @pytest.mark.parametrize("login", [None, "user:pass"])
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_run_twice_it_changes_nothing(studio: Studio, label_studio, login: str | None, slash: str) -> None:  # type: ignore[no-untyped-def]
+def test_run_twice_it_changes_nothing(studio: Studio, label_studio, login: str | None, slash: str) -> None:
     label_studio.backend_login = ("user", "pass") if login else None
     first = connect(studio, BACKEND, create="photos", basic_auth=login)
     label_studio.log.clear()
@@ -39,14 +39,14 @@ def test_run_twice_it_changes_nothing(studio: Studio, label_studio, login: str |
     assert sum("already" in step for step in again.steps) == 5
 
 
-def test_the_webhook_gets_the_login(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_the_webhook_gets_the_login(studio: Studio, label_studio) -> None:
     label_studio.backend_login = ("user", "pass")
     connect(studio, BACKEND, project=label_studio.add_project(), basic_auth="user:pass")
     (hook,) = label_studio.webhooks.values()
     assert hook["headers"] == {"Authorization": LOGIN}
 
 
-def test_a_webhook_keeps_what_others_have_set(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_webhook_keeps_what_others_have_set(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     label_studio.add_webhook(
         project, f"{BACKEND}/webhook", headers={"X-Team": "a"}, actions=["ANNOTATION_CREATED"], is_active=False
@@ -59,7 +59,7 @@ def test_a_webhook_keeps_what_others_have_set(studio: Studio, label_studio) -> N
     assert hook["is_active"]
 
 
-def test_a_missing_webhook_is_made(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_webhook_is_made(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     connect(studio, BACKEND, project=project)
     label_studio.webhooks.clear()
@@ -68,7 +68,7 @@ def test_a_missing_webhook_is_made(studio: Studio, label_studio) -> None:  # typ
     assert f"made the webhook {BACKEND}/webhook" in done.steps
 
 
-def test_a_backend_that_moved_is_followed(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_backend_that_moved_is_followed(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     connect(studio, BACKEND, project=project)
     connect(studio, "http://elsewhere:9090", project=project)
@@ -76,7 +76,7 @@ def test_a_backend_that_moved_is_followed(studio: Studio, label_studio) -> None:
     assert [hook["url"] for hook in label_studio.webhooks.values()] == ["http://elsewhere:9090/webhook"]
 
 
-def test_a_new_password_is_passed_on(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_new_password_is_passed_on(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     label_studio.backend_login = ("user", "old")
     connect(studio, BACKEND, project=project, basic_auth="user:old")
@@ -86,7 +86,7 @@ def test_a_new_password_is_passed_on(studio: Studio, label_studio) -> None:  # t
     assert [hook["headers"] for hook in label_studio.webhooks.values()] == [{"Authorization": LOGIN}]
 
 
-def test_a_new_model_version_becomes_the_title(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_new_model_version_becomes_the_title(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     connect(studio, BACKEND, project=project)
     label_studio.backend_version = "v2"
@@ -94,7 +94,7 @@ def test_a_new_model_version_becomes_the_title(studio: Studio, label_studio) -> 
     assert label_studio.backends[1]["title"] == label_studio.projects[project]["model_version"] == "v2"
 
 
-def test_pre_labelling_is_switched_on(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_pre_labelling_is_switched_on(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     label_studio.projects[project]["show_collab_predictions"] = False
     done = connect(studio, BACKEND, project=project)
@@ -102,7 +102,7 @@ def test_pre_labelling_is_switched_on(studio: Studio, label_studio) -> None:  # 
     assert "switched pre-labelling on with v1" in done.steps
 
 
-def test_another_backend_is_not_pushed_aside(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_another_backend_is_not_pushed_aside(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     label_studio.backends[1] = {
         "id": 1, "project": project, "url": "http://sam:9090", "title": "sam", "description": "", "auth_method": "NONE",
@@ -143,7 +143,7 @@ def test_another_backend_is_not_pushed_aside(studio: Studio, label_studio) -> No
         (403, {"detail": "You do not have permission."}, "may change the project"),
     ],
 )
-def test_what_to_do_when_label_studio_cannot_use_the_backend(  # type: ignore[no-untyped-def]
+def test_what_to_do_when_label_studio_cannot_use_the_backend(
     studio: Studio, label_studio, status: int, body: dict[str, object], says: str
 ) -> None:
     label_studio.refuse["POST /api/ml"] = httpx.Response(status, json=body)
@@ -152,7 +152,7 @@ def test_what_to_do_when_label_studio_cannot_use_the_backend(  # type: ignore[no
     assert "<a>" not in str(caught.value)
 
 
-def test_a_backend_row_that_label_studio_left_behind_without_webhook(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_backend_row_that_label_studio_left_behind_without_webhook(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     connect(studio, BACKEND, project=project)
     label_studio.webhooks.clear()
@@ -163,13 +163,13 @@ def test_a_backend_row_that_label_studio_left_behind_without_webhook(studio: Stu
         connect(studio, BACKEND, project=project)
 
 
-def test_a_backend_that_asks_for_a_login(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_backend_that_asks_for_a_login(studio: Studio, label_studio) -> None:
     label_studio.backend_login = ("user", "pass")
     with pytest.raises(StudioError, match="FORELABEL_BASIC_AUTH=user:password"):
         connect(studio, BACKEND, project=label_studio.add_project(), basic_auth="user:wrong")
 
 
-def test_a_project_that_is_not_there(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_project_that_is_not_there(studio: Studio, label_studio) -> None:
     with pytest.raises(StudioError, match="There is none at all: make one"):
         connect(studio, BACKEND, project=7)
     label_studio.add_project("photos")
@@ -177,21 +177,21 @@ def test_a_project_that_is_not_there(studio: Studio, label_studio) -> None:  # t
         connect(studio, BACKEND, project=7)
 
 
-def test_a_title_that_two_projects_have(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_title_that_two_projects_have(studio: Studio, label_studio) -> None:
     label_studio.add_project("photos")
     label_studio.add_project("photos")
     with pytest.raises(StudioError, match=r"2 projects.*--project \(2, 1\)"):
         connect(studio, BACKEND, create="photos")
 
 
-def test_a_project_that_cannot_be_answered_is_left_alone(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_project_that_cannot_be_answered_is_left_alone(studio: Studio, label_studio) -> None:
     project = label_studio.add_project(label_config="<View/>")
     with pytest.raises(LabelingConfigError, match=f"Project {project} cannot be pre-labelled.*no <Image>"):
         connect(studio, BACKEND, project=project)
     assert not label_studio.changes()
 
 
-def test_a_backend_without_model_version(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_backend_without_model_version(studio: Studio, label_studio) -> None:
     label_studio.backend_version = ""
     with pytest.raises(StudioError, match="names no model_version"):
         connect(studio, BACKEND, project=label_studio.add_project())
@@ -208,4 +208,4 @@ def test_a_backend_without_model_version(studio: Studio, label_studio) -> None: 
 )
 def test_arguments_that_make_no_sense(studio: Studio, arguments: dict[str, object], says: str) -> None:
     with pytest.raises(StudioError, match=says):
-        connect(studio, **arguments)  # type: ignore[arg-type]
+        connect(studio, **arguments)

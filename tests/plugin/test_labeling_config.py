@@ -4,7 +4,7 @@ import time
 from xml.sax.saxutils import quoteattr
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import LabelingConfigError
@@ -137,7 +137,7 @@ def test_refusals_say_what_arrived(xml: str, says: str) -> None:
 
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(LabelingConfigError, match="NoneType"):
-        parse_labeling_config(None)  # type: ignore[arg-type]
+        parse_labeling_config(None)
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ def test_the_first_page_speaks_for_all() -> None:
 
 
 def test_task_data_that_is_no_object_has_no_image() -> None:
-    assert image_value(None, only_control(view(IMAGE, CHOICES))) is None  # type: ignore[arg-type]
+    assert image_value(None, only_control(view(IMAGE, CHOICES))) is None
 
 
 def test_ten_thousand_labels_take_less_than_a_second() -> None:
     choices = "".join(f'<Choice value="label {n}" alias="l{n}" hint="sort {n}"/>' for n in range(10_000))
-    started = time.perf_counter()
+    started = time.process_time()
     labels = only_control(view(IMAGE, f'<Choices name="c" toName="i">{choices}</Choices>')).labels
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert len(labels) == 10_000
 
 
@@ -197,7 +197,7 @@ def test_a_missing_template_is_answered_with_those_there_are() -> None:
         config_from_template("no-such-template")
 
 
-def test_a_template_without_choices_takes_no_labels(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_template_without_choices_takes_no_labels(tmp_path) -> None:
     file = tmp_path / "mine.xml"
     file.write_text(view(IMAGE))
     with pytest.raises(LabelingConfigError, match="no <Choices>"):
@@ -223,6 +223,7 @@ def elements(draw: st.DrawFn, children: st.SearchStrategy[str] = st.just("")) ->
 CONFIGS = st.recursive(elements(), elements, max_leaves=12)
 
 
+@settings(deadline=None)
 @given(st.text() | CONFIGS | CONFIGS.map(lambda inside: view(IMAGE, CHOICES, inside)))
 @example(view(IMAGE, CHOICES))
 def test_any_text_gives_controls_or_a_labeling_config_error(xml: str) -> None:
@@ -239,6 +240,7 @@ def test_any_text_gives_controls_or_a_labeling_config_error(xml: str) -> None:
         assert image_value({"image": "x.png"}, control) in (None, "x.png") or "$" in control.image_source
 
 
+@settings(deadline=None)
 @given(st.lists(XML_TEXT.filter(str.strip), min_size=1, unique_by=str.strip))
 def test_every_label_survives_the_way_through_a_template(labels: list[str]) -> None:
     written = [label.strip() for label in labels if "$" not in label]
@@ -247,6 +249,7 @@ def test_every_label_survives_the_way_through_a_template(labels: list[str]) -> N
         assert [label.stored for label in control.labels] == written
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | XML_TEXT,
@@ -255,5 +258,5 @@ def test_every_label_survives_the_way_through_a_template(labels: list[str]) -> N
     st.sampled_from(["$a", "$a.b", "$a[0].b", "$a..b", "$[]", "$a[99999999999999999999]", "x$a/$b", "${a}"]),
 )
 def test_any_task_data_gives_an_image_or_none(data: object, source: str) -> None:
-    found = image_value(data, Control("c", "i", False, (Label("x"),), source))  # type: ignore[arg-type]
+    found = image_value(data, Control("c", "i", False, (Label("x"),), source))
     assert found is None or (isinstance(found, str) and found.strip())

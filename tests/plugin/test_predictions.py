@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin.labeling_config import Control, Label, parse_labeling_config
@@ -49,6 +49,7 @@ def test_an_unreadable_image_has_no_prediction() -> None:
     assert json.dumps(UNREADABLE) == "[]"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([CAT, DOG, OWL]), st.floats()), min_size=1),
     st.floats(0, 1),

@@ -11,17 +11,17 @@ BACKEND = "http://backend:9090"
 
 
 @pytest.fixture
-def project(studio: Studio, label_studio) -> int:  # type: ignore[no-untyped-def]
+def project(studio: Studio, label_studio) -> int:
     project = int(label_studio.add_project())
     connect(studio, BACKEND, project=project)
     return project
 
 
-def retrievals(label_studio) -> int:  # type: ignore[no-untyped-def]
+def retrievals(label_studio) -> int:
     return sum(path == "/api/dm/actions" for _, path in label_studio.log)
 
 
-def test_every_task_is_asked_for_in_chunks(studio: Studio, label_studio, project: int) -> None:  # type: ignore[no-untyped-def]
+def test_every_task_is_asked_for_in_chunks(studio: Studio, label_studio, project: int) -> None:
     label_studio.add_tasks(project, 25)
     assert list(prelabel(studio, project, chunk_size=10)) == [
         Progress(25, 0, 0),
@@ -32,21 +32,21 @@ def test_every_task_is_asked_for_in_chunks(studio: Studio, label_studio, project
     assert list(prelabel(studio, project)) == [Progress(0, 0, 0)]
 
 
-def test_unreadable_images_are_asked_for_once_more_and_then_left(studio: Studio, label_studio, project: int) -> None:  # type: ignore[no-untyped-def]
+def test_unreadable_images_are_asked_for_once_more_and_then_left(studio: Studio, label_studio, project: int) -> None:
     bad = set(label_studio.add_tasks(project, 10)[:4])
     label_studio.predictable = lambda task_id: task_id not in bad
     assert list(prelabel(studio, project, chunk_size=5))[-1] == Progress(10, 10, 6)
     assert retrievals(label_studio) == 3
 
 
-def test_what_did_not_fit_into_the_time_is_asked_for_again(studio: Studio, label_studio, project: int) -> None:  # type: ignore[no-untyped-def]
+def test_what_did_not_fit_into_the_time_is_asked_for_again(studio: Studio, label_studio, project: int) -> None:
     label_studio.add_tasks(project, 10)
     label_studio.predictable = lambda task_id: task_id <= 4 * retrievals(label_studio)
     assert list(prelabel(studio, project, chunk_size=10))[-1] == Progress(10, 10, 10)
     assert retrievals(label_studio) == 3
 
 
-def test_a_backend_that_is_lost_on_the_way_stops_it(studio: Studio, label_studio, project: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_backend_that_is_lost_on_the_way_stops_it(studio: Studio, label_studio, project: int) -> None:
     label_studio.add_tasks(project, 30)
 
     def crash(task_id: int) -> bool:
@@ -60,6 +60,6 @@ def test_a_backend_that_is_lost_on_the_way_stops_it(studio: Studio, label_studio
     assert retrievals(label_studio) == 2
 
 
-def test_a_project_without_backend(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_project_without_backend(studio: Studio, label_studio) -> None:
     with pytest.raises(StudioError, match="forelabel connect"):
         list(prelabel(studio, label_studio.add_project()))

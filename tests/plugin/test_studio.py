@@ -42,7 +42,7 @@ def test_check_gives_the_version(studio: Studio) -> None:
     assert studio.check() == "1.23.2"
 
 
-def test_a_wrong_token(label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_wrong_token(label_studio) -> None:
     wrong = "f" * 40
     with pytest.raises(StudioError, match=r"Invalid token.*personal access token.*--enable-legacy-api-token") as caught:
         Studio("http://studio.test", wrong, httpx.MockTransport(label_studio)).check()
@@ -50,7 +50,8 @@ def test_a_wrong_token(label_studio) -> None:  # type: ignore[no-untyped-def]
     assert wrong not in str(caught.value)
 
 
-def test_a_personal_access_token_is_exchanged(label_studio) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # the SDK's own
+def test_a_personal_access_token_is_exchanged(label_studio) -> None:
     access = jwt(token_type="access", exp=8102529037)
     label_studio.refuse["POST /api/token/refresh"] = httpx.Response(200, json={"access": access})
     label_studio.accepted = {f"Bearer {access}"}
@@ -61,7 +62,7 @@ def test_a_personal_access_token_is_exchanged(label_studio) -> None:  # type: ig
 
 
 @pytest.mark.parametrize("expires", [1000, 8102529037])
-def test_a_personal_access_token_that_is_no_longer_good(label_studio, expires: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_personal_access_token_that_is_no_longer_good(label_studio, expires: int) -> None:
     old = jwt(token_type="refresh", exp=expires)
     with pytest.raises(StudioError, match="personal access token"):
         Studio("http://studio.test", old, httpx.MockTransport(label_studio)).check()
@@ -78,13 +79,13 @@ def test_a_personal_access_token_that_is_no_longer_good(label_studio, expires: i
         (httpx.Response(502, text="Bad gateway"), "502.*Bad gateway"),
     ],
 )
-def test_no_label_studio_there(studio: Studio, label_studio, answer: object, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_no_label_studio_there(studio: Studio, label_studio, answer: object, says: str) -> None:
     label_studio.refuse["GET /api/version"] = answer
     with pytest.raises(StudioError, match=says):
         studio.check()
 
 
-def test_no_right_to_do_it(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_no_right_to_do_it(studio: Studio, label_studio) -> None:
     label_studio.refuse["POST /api/projects"] = httpx.Response(403, json={"detail": "You do not have permission."})
     with pytest.raises(StudioError, match=r"do not have permission.*may change the project"):
         studio.create_project("photos", "<View/>")
@@ -95,14 +96,14 @@ def test_errors_of_fields_are_named(studio: Studio) -> None:
         studio.create_project("ab", "<View/>")
 
 
-def test_projects_are_found_by_their_whole_title(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_projects_are_found_by_their_whole_title(studio: Studio, label_studio) -> None:
     label_studio.add_project("photos of 2025")
     wanted = label_studio.add_project("photos")
     assert studio.projects("photos") == [(wanted, "photos")]
     assert len(studio.projects()) == 2
 
 
-def test_photos_go_up_in_batches_and_keep_their_order(studio: Studio, label_studio, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_photos_go_up_in_batches_and_keep_their_order(studio: Studio, label_studio, tmp_path: Path) -> None:
     project = label_studio.add_project()
     paths = [tmp_path / f"{number:03}.PNG" for number in range(120)]
     for path in paths:
@@ -112,7 +113,7 @@ def test_photos_go_up_in_batches_and_keep_their_order(studio: Studio, label_stud
     assert len(label_studio.changes()) == 3
 
 
-def test_large_photos_go_up_in_smaller_batches(  # type: ignore[no-untyped-def]
+def test_large_photos_go_up_in_smaller_batches(
     studio: Studio, label_studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studio_module, "UPLOAD_BYTES", 10)
@@ -123,18 +124,18 @@ def test_large_photos_go_up_in_smaller_batches(  # type: ignore[no-untyped-def]
     assert len(label_studio.changes()) == 2
 
 
-def test_photos_that_label_studio_would_refuse_stop_all_before_the_first(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_photos_that_label_studio_would_refuse_stop_all_before_the_first(studio: Studio, label_studio) -> None:
     with pytest.raises(StudioError, match=r"scan\.tiff.*\.jpg"):
         studio.import_photos(label_studio.add_project(), [Path("a.png"), Path("scan.tiff")])
     assert not label_studio.changes()
 
 
-def test_a_photo_that_is_not_there(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_photo_that_is_not_there(studio: Studio, label_studio) -> None:
     with pytest.raises(StudioError, match=r"Could not read a photo.*a\.png"):
         studio.import_photos(label_studio.add_project(), [Path("no/such/a.png")])
 
 
-def test_tasks_come_back_page_by_page(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_tasks_come_back_page_by_page(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     ids = studio.import_tasks(project, [{"image": f"{number}.png"} for number in range(1200)])
     tasks = list(studio.tasks(project))
@@ -142,13 +143,13 @@ def test_tasks_come_back_page_by_page(studio: Studio, label_studio) -> None:  # 
     assert tasks[-1] == {"id": ids[-1], "data": {"image": "1199.png"}}
 
 
-def test_a_last_page_that_is_full(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_a_last_page_that_is_full(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     label_studio.add_tasks(project, 500)
     assert len(list(studio.tasks(project))) == 500
 
 
-def test_predictions(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_predictions(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     first, second, third = label_studio.add_tasks(project, 3)
     studio.retrieve_predictions(project, [first, third])
@@ -160,7 +161,7 @@ def test_predictions(studio: Studio, label_studio) -> None:  # type: ignore[no-u
     }  # fmt: skip
 
 
-def test_asking_about_no_task_does_not_ask_about_all(studio: Studio, label_studio) -> None:  # type: ignore[no-untyped-def]
+def test_asking_about_no_task_does_not_ask_about_all(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     label_studio.add_tasks(project, 3)
     studio.retrieve_predictions(project, [])
