@@ -54,6 +54,10 @@ class PrelabelerProtocol(Protocol):
         """Whether the model is loaded. It loads in the background, so that Label Studio can connect at once."""
 
     @property
+    def failure(self) -> str | None:
+        """Why the model could not be loaded; None while it may still be."""
+
+    @property
     def metrics(self) -> Metrics: ...
 
     def start(self) -> None:
@@ -113,7 +117,8 @@ def _add_open_routes(app: FastAPI, prelabeler: PrelabelerProtocol) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         # "UP" also while the model loads: the service is there, and predictions wait for the model.
-        return {"status": "UP", "ready": prelabeler.ready}
+        failure = {"failure": prelabeler.failure} if prelabeler.failure else {}
+        return {"status": "UP", "ready": prelabeler.ready, **failure}
 
     @app.get("/metrics")
     async def metrics() -> Response:

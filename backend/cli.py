@@ -176,7 +176,10 @@ def evaluate_command(
     """
     from backend.evaluation import evaluate
 
-    with _engine(_settings(captions=captions, model=model, device=device, store=store)) as engine, _bar("images") as bar:
+    with (
+        _engine(_settings(captions=captions, model=model, device=device, store=store)) as engine,
+        _bar("images") as bar,
+    ):
         result = evaluate(engine, dataset, label_column, image_column, split, bar)
     if as_json:
         _line(result)
@@ -254,10 +257,14 @@ def connect(
     studio_url: StudioUrl = None,
     token: Token = None,
     project: Annotated[int | None, typer.Option(help="Attach this project.")] = None,
-    create: Annotated[str | None, typer.Option(help="Make a project with this title, or attach the one that has it.")] = None,
+    create: Annotated[
+        str | None, typer.Option(help="Make a project with this title, or attach the one that has it.")
+    ] = None,
     template: Annotated[str, typer.Option(help="Labeling config of a new project.")] = "image-classification",
     labels: Annotated[str, typer.Option(help="Labels of a new project, separated by commas.")] = "",
-    backend_url: Annotated[str, typer.Option(help="This backend, as Label Studio reaches it.")] = "http://localhost:9090",
+    backend_url: Annotated[
+        str, typer.Option(help="This backend, as Label Studio reaches it.")
+    ] = "http://localhost:9090",
 ) -> None:
     """Connect the backend to a Label Studio project. Run twice, it changes nothing.
 

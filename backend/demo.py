@@ -240,8 +240,10 @@ def _start_backend(
 
 
 def _model_loaded(backend_url: str) -> bool:
-    health = ask(f"{backend_url}/health")
-    return bool(health and health["ready"])
+    health = ask(f"{backend_url}/health") or {}
+    if health.get("failure"):
+        raise DemoError(f"the backend cannot load its model: {health['failure']}")
+    return bool(health.get("ready"))
 
 
 def _title(folder: Path | None, labels: Sequence[str]) -> str:

@@ -16,7 +16,17 @@ from retrieval.devices import choose_device
 from retrieval.encoder import DualEncoder, load_encoder
 from retrieval.store import open_store
 
-PACKAGES = ("forelabel", "torch", "transformers", "faiss-cpu", "redis", "label-studio-ml", "label-studio-sdk", "pillow", "numpy")
+PACKAGES = (
+    "forelabel",
+    "torch",
+    "transformers",
+    "faiss-cpu",
+    "redis",
+    "label-studio-ml",
+    "label-studio-sdk",
+    "pillow",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts of retrieval put together by the settings: what both the service and the command line suggest labels with."""
+"""The parts of retrieval put together by the settings: the service and the command line suggest labels with it."""
 
 from __future__ import annotations
 
@@ -98,5 +98,7 @@ def default_captions(data_dir: Path, encoder: DualEncoder, progress: Progress = 
     try:
         index.save(folder)
     except OSError as error:
-        logger.warning("the default caption index cannot be kept in %s (%s); it is built again next time", folder, error)
+        logger.warning(
+            "the default caption index cannot be kept in %s (%s); it is built again next time", folder, error
+        )
     return index

@@ -41,7 +41,9 @@ def evaluate(
             for column in (label_column, image_column, *(["split"] if split else [])):
                 if column not in columns:
                     raise DatasetError(f"{dataset} has the columns {columns}, but no {column!r}")
-            names = sorted({str(v) for v in file.read([label_column])[label_column].unique().to_pylist() if v is not None})
+            names = sorted(
+                {str(v) for v in file.read([label_column])[label_column].unique().to_pylist() if v is not None}
+            )
             index = {name: i for i, name in enumerate(names)}
             engine.prepare(names)
             hits = {method: np.zeros(2, np.int64) for method in ("zero_shot", "xmore")}
@@ -85,8 +87,8 @@ def _batches(
     wanted = [label_column, image_column, *(["split"] if split else [])]
     for batch in file.iter_batches(ROWS, columns=wanted):
         rows = [row for row in batch.to_pylist() if split is None or row["split"] == split]
-        pairs = [(_image_bytes(row[image_column]), row[label_column]) for row in rows]
-        pairs = [(image, str(label)) for image, label in pairs if image is not None and label is not None]
+        found = [(_image_bytes(row[image_column]), row[label_column]) for row in rows]
+        pairs = [(image, str(label)) for image, label in found if image is not None and label is not None]
         if pairs:
             yield [image for image, _ in pairs], [label for _, label in pairs]
 

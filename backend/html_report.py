@@ -36,21 +36,17 @@ class HtmlReport:
     """Writes the page as records of `label_images` come in; use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stream: TextIO | None = None
+        self._stream: TextIO = path.open("w", encoding="utf-8")
 
     def __enter__(self) -> HtmlReport:
-        self._stream = self._path.open("w", encoding="utf-8")
         self._stream.write(_HEAD)
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._stream is not None
         self._stream.write("</main></html>\n")
         self._stream.close()
 
     def add(self, record: dict[str, Any]) -> None:
-        assert self._stream is not None
         picture = _thumbnail(Path(record["image"]))
         shown = f'<img loading="lazy" alt="" src="{picture}">' if picture else ""
         self._stream.write(f'<figure>{shown}<figcaption><div class="name">{html.escape(record["image"])}</div>')
@@ -59,7 +55,8 @@ class HtmlReport:
         for item in record.get("labels", []):
             share = f"{100 * item['score']:.1f}%"
             self._stream.write(
-                f'<div class="bar"><i style="width:{share}"></i><span>{html.escape(item["label"])}</span><b>{share}</b></div>'
+                f'<div class="bar"><i style="width:{share}"></i>'
+                f"<span>{html.escape(item['label'])}</span><b>{share}</b></div>"
             )
         for caption in record.get("captions", [])[:1]:
             self._stream.write(f'<div class="caption">{html.escape(caption)}</div>')

@@ -19,49 +19,40 @@ import json
 import os
 import posixpath
 import re
-import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from ssl import SSLContext
-from typing import Any
 from urllib.parse import parse_qs, quote, unquote_to_bytes, urlsplit
 
 import httpcore
 import httpx
 
+from backend.guarded_http import (
+    WORKERS,
+    GuardedHttp,
+    ImageError,
+    brief,
+    plain_host,
+    remaining,
+    time_limit,
+    too_large,
+)
+
 MAX_REDIRECTS = 5
 """Object stores and content networks use one or two."""
-
-WORKERS = 8
-"""Files fetched at once for one request: enough to hide a slow host, few enough not to be one that floods it."""
 
 BEARER_LIFETIME_S = 240.0
 """Label Studio's access tokens live for 300 s."""
 
-IDLE_CONNECTION_S = 2.0
-"""Kept between the images of one batch; shorter than any common server keeps it."""
-
 DEADLINE_GRACE_S = 0.2
 """Time for a fetch that has just run out of its own to say so."""
 
-Address = IPv4Address | IPv6Address
-
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 _MEDIA_PATHS = ("/data/", "/storage-data/", "/tasks/")
-_NAT64 = IPv6Network("64:ff9b::/96")
-_limit: ContextVar[float] = ContextVar("limit")
-"""time.monotonic() at which the fetch that runs in this thread is over."""
-
-
-class ImageError(Exception):
-    """The image cannot be had. The message says what arrived and what to do, and never holds a token."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ class _Studio:
 
     def at(self, path: str) -> httpx.URL:
         if self.base is None:
-            raise ImageError(f"{_shown(path)} is on Label Studio, whose address is not known: set FORELABEL_STUDIO_URL")
+            raise ImageError(f"{brief(path)} is on Label Studio, whose address is not known: set FORELABEL_STUDIO_URL")
         return httpx.URL(f"{str(self.base).rstrip('/')}{path}")
 
 
@@ -112,11 +103,11 @@ class ImageFetcher:
         self._policy = policy
         self._configured = _base_url(policy.studio_url)
         if policy.studio_url and self._configured is None:
-            raise ValueError(f"FORELABEL_STUDIO_URL must be http(s)://host[:port], not {_shown(policy.studio_url)!r}")
+            raise ValueError(f"FORELABEL_STUDIO_URL must be http(s)://host[:port], not {brief(policy.studio_url)!r}")
         root = policy.local_files_root
         if root and root.resolve() == Path(root.resolve().anchor):
             raise ValueError("FORELABEL_LOCAL_FILES_ROOT must be a folder, not the whole disk")
-        self._http = _GuardedHttp(policy.allowed_hosts, policy.max_bytes)
+        self._http = GuardedHttp(policy.allowed_hosts, policy.max_bytes)
         self._tokens = _StudioTokens(self._http)
 
     def fetch(
@@ -142,18 +133,18 @@ class ImageFetcher:
             ImageError: always this, whatever went wrong.
         """
         limit = time.monotonic() + self._policy.timeout_s
-        resetter = _limit.set(limit if deadline is None else min(limit, deadline))
+        resetter = time_limit.set(limit if deadline is None else min(limit, deadline))
         try:
-            _remaining()
+            remaining()
             return self._fetch(value.strip(), self._studio(studio_url, studio_token), task_id)
         except httpcore.TimeoutException:
             raise ImageError(
-                f"{_shown(value)} did not arrive in time; FORELABEL_FETCH_TIMEOUT_S may allow more"
+                f"{brief(value)} did not arrive in time; FORELABEL_FETCH_TIMEOUT_S may allow more"
             ) from None
         except (httpx.InvalidURL, ValueError) as error:
-            raise ImageError(f"{_shown(value)} is no valid address ({type(error).__name__})") from None
+            raise ImageError(f"{brief(value)} is no valid address ({type(error).__name__})") from None
         finally:
-            _limit.reset(resetter)
+            time_limit.reset(resetter)
 
     def fetch_many(
         self,
@@ -182,7 +173,7 @@ class ImageFetcher:
             futures = [workers.submit(one, value, task_id) for value, task_id in zip(values, ids, strict=True)]
             wait(futures, None if deadline is None else max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S)
             return [
-                future.result() if future.done() else ImageError(f"{_shown(value)} was not fetched in time; ask again")
+                future.result() if future.done() else ImageError(f"{brief(value)} was not fetched in time; ask again")
                 for value, future in zip(values, futures, strict=True)
             ]
         finally:
@@ -206,7 +197,7 @@ class ImageFetcher:
             return _decode_data_uri(value, self._policy.max_bytes)
         if scheme in _CLOUD_SCHEMES:
             if task_id is None:
-                raise ImageError(f"{_shown(value)} needs a task id, since Label Studio signs such files for a task")
+                raise ImageError(f"{brief(value)} needs a task id, since Label Studio signs such files for a task")
             encoded = quote(base64.urlsafe_b64encode(value.encode()).decode())
             return self._download(studio.at(f"/tasks/{task_id}/presign/?fileuri={encoded}"), studio)
         url = httpx.URL(value) if scheme in ("http", "https") else None
@@ -214,7 +205,7 @@ class ImageFetcher:
         path = studio.own_path(path)
         if url is None and (scheme or not path.startswith(_MEDIA_PATHS)):
             raise ImageError(
-                f"{_shown(value)} is no address that is fetched. Use http(s)://, data:, s3://, gs://, azure-blob://, "
+                f"{brief(value)} is no address that is fetched. Use http(s)://, data:, s3://, gs://, azure-blob://, "
                 "or a file that Label Studio serves (/data/upload/…, /data/local-files/?d=…)"
             )
         if path.startswith(("/data/local-files/", "/data/local-files?")):
@@ -226,24 +217,24 @@ class ImageFetcher:
     def _download(self, url: httpx.URL, studio: _Studio) -> bytes:
         with_token = studio.serves_media(url)
         if with_token and not studio.token:
-            raise ImageError(f"{_shown(str(url))} needs a token: set FORELABEL_STUDIO_URL and FORELABEL_STUDIO_TOKEN")
+            raise ImageError(f"{brief(str(url))} needs a token: set FORELABEL_STUDIO_URL and FORELABEL_STUDIO_TOKEN")
         for _ in range(MAX_REDIRECTS + 1):
             with_token = with_token and studio.serves_media(url)
             headers = {"Authorization": self._tokens.authorization(studio)} if with_token else {}
-            answer = self._http.request("GET", url, studio, headers)
+            answer = self._http.request("GET", url, studio.owns(url), headers)
             if answer.status == 200:
                 return _sized(answer.body, self._policy.max_bytes, str(url))
             if not answer.location:
                 advice = self._tokens.advice(answer.status) if with_token else ""
-                raise ImageError(f"{_shown(str(url))} answered HTTP {answer.status}{advice}")
+                raise ImageError(f"{brief(str(url))} answered HTTP {answer.status}{advice}")
             url = url.join(answer.location)
-        raise ImageError(f"{_shown(str(url))} is the end of more than {MAX_REDIRECTS} redirects")
+        raise ImageError(f"{brief(str(url))} is the end of more than {MAX_REDIRECTS} redirects")
 
 
 class _StudioTokens:
     """What to say in the Authorization header. Label Studio's personal access tokens are exchanged first."""
 
-    def __init__(self, http: _GuardedHttp) -> None:
+    def __init__(self, http: GuardedHttp) -> None:
         self._http = http
         self._bearers: dict[tuple[str, str], tuple[str, float]] = {}
         self._lock = threading.Lock()
@@ -252,7 +243,7 @@ class _StudioTokens:
         if studio.token.count(".") != 2:  # a legacy token: forty hexadecimal digits, not a JWT
             return f"Token {studio.token}"
         key = (str(studio.base), studio.token)
-        if not self._lock.acquire(timeout=_remaining()):
+        if not self._lock.acquire(timeout=remaining()):
             raise httpcore.PoolTimeout
         try:
             now = time.monotonic()
@@ -277,7 +268,7 @@ class _StudioTokens:
     def _exchanged(self, studio: _Studio) -> str:
         content = json.dumps({"refresh": studio.token}).encode()
         headers = {"Content-Type": "application/json"}
-        answer = self._http.request("POST", studio.at("/api/token/refresh/"), studio, headers, content)
+        answer = self._http.request("POST", studio.at("/api/token/refresh/"), True, headers, content)
         try:
             access = json.loads(answer.body)["access"]
         except (ValueError, KeyError, TypeError):
@@ -296,203 +287,25 @@ def _read_local(path: str, root: Path | None, max_bytes: int) -> bytes | None:
         -1
     ]  # decoded once, as Label Studio does
     if not name or ".." in re.split(r"[/\\]", name) or "\0" in name:
-        raise ImageError(f"{_shown(path)} names no file below the folder that is served")
+        raise ImageError(f"{brief(path)} names no file below the folder that is served")
     if root is None:
         return None
     root = root.resolve()
     file = Path(os.path.realpath(root / posixpath.normpath(name).lstrip("/")))
     if not file.is_relative_to(root):
-        raise ImageError(f"{_shown(path)} leads out of FORELABEL_LOCAL_FILES_ROOT; copy the file there, do not link it")
+        raise ImageError(f"{brief(path)} leads out of FORELABEL_LOCAL_FILES_ROOT; copy the file there, do not link it")
     try:
         # Neither follow a link that was made since, nor wait for somebody to write into a pipe.
         handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ImageError(f"{_shown(path)} cannot be read: {error.strerror}") from None
+        raise ImageError(f"{brief(path)} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise ImageError(f"{_shown(path)} is no file")
+        raise ImageError(f"{brief(path)} is no file")
     with os.fdopen(handle, "rb") as opened:
         return _sized(opened.read(max_bytes + 1), max_bytes, path)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    location: str
-    body: bytes
-
-
-class _GuardedHttp:
-    """One request to one place: address, size and time are limited, redirects are left to the caller."""
-
-    def __init__(self, allowed_hosts: Iterable[str], max_bytes: int) -> None:
-        self._allowed = {_plain_host(host) for host in allowed_hosts}
-        self._max_bytes = max_bytes
-        self._resolver = ThreadPoolExecutor(WORKERS, thread_name_prefix="forelabel-dns")
-        ssl_context = httpx.create_ssl_context()
-        # One pool per degree of trust: a connection that one may have is never handed to another that may not.
-        self._public = self._pool(_is_public, ssl_context)
-        self._studio = self._pool(lambda address: not address.is_link_local, ssl_context)
-        self._anywhere = self._pool(lambda address: True, ssl_context)
-
-    def request(
-        self, method: str, url: httpx.URL, studio: _Studio, headers: dict[str, str], content: bytes | None = None
-    ) -> _Answer:
-        """The body is read only if the status is 200.
-
-        Raises:
-            ImageError: the URL may not be fetched, or the fetch failed.
-            httpcore.TimeoutException: the time is up.
-        """
-        shown = _shown(str(url))
-        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
-            raise ImageError(f"{shown} is no http(s) address")
-        if url.userinfo:
-            raise ImageError(f"{shown} carries a user name or a password; remove them from the task")
-        own = {"Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity", "User-Agent": "forelabel"}
-        try:
-            with self._pool_for(url, studio).stream(
-                method,
-                httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                headers=list((own | headers).items()),
-                content=content,
-                extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), _remaining())},
-            ) as response:
-                return self._received(response, shown)
-        except (httpcore.NetworkError, OSError) as error:
-            raise ImageError(f"{shown} cannot be reached: {error}") from None
-        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
-            # Without its text, which may repeat a header.
-            raise ImageError(f"{shown} does not answer as a web server does ({type(error).__name__})") from None
-
-    def close(self) -> None:
-        for pool in (self._public, self._studio, self._anywhere):
-            pool.close()
-        self._resolver.shutdown(wait=False, cancel_futures=True)
-
-    def _pool(self, permitted: Callable[[Address], bool], ssl_context: SSLContext) -> httpcore.ConnectionPool:
-        return httpcore.ConnectionPool(
-            ssl_context=ssl_context,
-            max_connections=None,  # the callers' threads are the bound
-            max_keepalive_connections=2 * WORKERS,
-            keepalive_expiry=IDLE_CONNECTION_S,
-            network_backend=_CheckedNetwork(permitted, self._resolver),
-        )
-
-    def _pool_for(self, url: httpx.URL, studio: _Studio) -> httpcore.ConnectionPool:
-        if _plain_host(url.host) in self._allowed:
-            return self._anywhere
-        return self._studio if studio.owns(url) else self._public
-
-    def _received(self, response: httpcore.Response, shown: str) -> _Answer:
-        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-        if response.status != 200:
-            return _Answer(response.status, headers.get(b"location", "") if 300 <= response.status < 400 else "", b"")
-        encoding = headers.get(b"content-encoding", "").lower()
-        if encoding not in ("", "identity"):
-            raise ImageError(f"{shown} is sent compressed ({encoding[:20]}), although that was not asked for")
-        declared = headers.get(b"content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            raise ImageError(_too_large(shown, self._max_bytes))
-        body = bytearray()
-        chunks: Iterable[bytes] = response.iter_stream()
-        for chunk in chunks:
-            body += chunk
-            if len(body) > self._max_bytes:
-                raise ImageError(_too_large(shown, self._max_bytes))
-        return _Answer(200, "", bytes(body))
-
-
-class _CheckedNetwork(httpcore.NetworkBackend):
-    """Resolves a name once, checks every address, and connects to one of those very addresses."""
-
-    def __init__(self, permitted: Callable[[Address], bool], resolver: ThreadPoolExecutor) -> None:
-        self._permitted, self._resolver = permitted, resolver
-        self._sockets = httpcore.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
-        addresses = self._addresses(host, port)
-        for address in addresses:
-            if not self._permitted(_innermost(address)):
-                raise ImageError(
-                    f"{host} is at {address}, which is no public address; images may come from there only if "
-                    "FORELABEL_STUDIO_URL or FORELABEL_ALLOWED_HOSTS names it"
-                )
-        failure: Exception = httpcore.ConnectError(f"{host} has no address")
-        for number, address in enumerate(addresses):
-            share = _remaining() / (len(addresses) - number)
-            try:
-                return _LimitedStream(self._sockets.connect_tcp(str(address), port, share, None, socket_options))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure
-
-    def _addresses(self, host: str, port: int) -> list[Address]:
-        # In a thread, because resolving cannot be given a time limit.
-        future = self._resolver.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        try:
-            found = future.result(_remaining())
-        except TimeoutError:
-            raise httpcore.ConnectTimeout(f"{host} was not resolved in time") from None
-        except socket.gaierror:
-            raise httpcore.ConnectError(f"no such host as {host}") from None
-        return list(dict.fromkeys(ip_address(entry[4][0]) for entry in found))
-
-
-class _LimitedStream(httpcore.NetworkStream):
-    """A connection on which a fetch ends at its limit, however slowly the other side sends."""
-
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
-        self._stream = stream
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _remaining())
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _remaining())
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        return _LimitedStream(self._stream.start_tls(ssl_context, server_hostname, _remaining()))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-def _remaining() -> float:
-    """Seconds left for the fetch of this thread; always more than none."""
-    left = _limit.get() - time.monotonic()
-    if left <= 0:
-        raise httpcore.ReadTimeout("the time limit is reached")
-    return left
-
-
-def _innermost(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, if it does."""
-    if isinstance(address, IPv6Address):
-        if address in _NAT64:
-            return IPv4Address(int(address) & 0xFFFFFFFF)
-        return address.ipv4_mapped or address.sixtofour or address
-    return address
-
-
-def _is_public(address: Address) -> bool:
-    """Not loopback, private, link-local, shared (CGNAT), multicast, reserved or unspecified."""
-    special = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
-    return address.is_global and not special
 
 
 def _base_url(text: str) -> httpx.URL | None:
@@ -507,46 +320,27 @@ def _base_url(text: str) -> httpx.URL | None:
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, _plain_host(url.host), url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _plain_host(host: str) -> str:
-    return host.strip().strip("[]").rstrip(".").lower()
+    return url.scheme, plain_host(url.host), url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _decode_data_uri(value: str, max_bytes: int) -> bytes:
     header, comma, payload = value.partition(",")
     if not comma:
-        raise ImageError(f"{_shown(value)} is a data URI without a comma, so without data")
+        raise ImageError(f"{brief(value)} is a data URI without a comma, so without data")
     if len(payload) > 6 * max_bytes:  # base64 of which every character is percent-encoded, and some white space
-        raise ImageError(_too_large(_shown(value), max_bytes))
+        raise ImageError(too_large(brief(value), max_bytes))
     data = unquote_to_bytes(payload)
     if header.rstrip().lower().endswith(";base64"):
         try:
             data = base64.b64decode(data.translate(None, b" \t\r\n"), validate=True)
         except ValueError as error:
-            raise ImageError(f"{_shown(value)} is a data URI with broken base64 ({error})") from None
+            raise ImageError(f"{brief(value)} is a data URI with broken base64 ({error})") from None
     return _sized(data, max_bytes, value)
 
 
 def _sized(data: bytes, max_bytes: int, source: str) -> bytes:
     if not data:
-        raise ImageError(f"{_shown(source)} is empty (0 bytes)")
+        raise ImageError(f"{brief(source)} is empty (0 bytes)")
     if len(data) > max_bytes:
-        raise ImageError(_too_large(_shown(source), max_bytes))
+        raise ImageError(too_large(brief(source), max_bytes))
     return data
-
-
-def _too_large(shown: str, max_bytes: int) -> str:
-    return f"{shown} is larger than {max_bytes:,} bytes; FORELABEL_MAX_IMAGE_BYTES allows more"
-
-
-def _shown(value: str) -> str:
-    """A value as a message may show it: short, on one line, without password and signature."""
-    if value[:5].lower() == "data:":
-        return f"{value.partition(',')[0][:60]},…"
-    text = re.sub(r"//[^/?#]*@", "//", value)
-    if not text.startswith("/data/"):
-        text = re.split(r"[?#]", text, maxsplit=1)[0]
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text.strip())
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from label_studio_ml.model import LabelStudioMLBase
 
 from backend.engine import Engine
-from backend.images import FetchPolicy, ImageError, ImageFetcher
+from backend.guarded_http import ImageError
+from backend.images import FetchPolicy, ImageFetcher
 from backend.metrics import Metrics
 from backend.settings import Settings
 from plugin.labeling_config import Control, LabelingConfig, image_value, parse_labeling_config
@@ -48,7 +50,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         self.metrics = Metrics()
         self.model_version = f"forelabel-{version('forelabel')}-{Path(settings.model).name}"
         self._engine: Engine | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._loaded = threading.Event()
         self._projects: OrderedDict[str, tuple[str, str]] = OrderedDict()
         """Project -> (Label Studio's address, token), as /setup brought them."""
@@ -68,6 +70,11 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     def ready(self) -> bool:
         return self._engine is not None
 
+    @property
+    def failure(self) -> str | None:
+        """Why the model could not be loaded; None while it may still be."""
+        return None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}"
+
     def start(self) -> None:
         """Begin to load the model; returns at once."""
         self._background.submit(self._load)
@@ -85,12 +92,12 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             self._loaded.set()
 
     def close(self) -> None:
-        self._background.shutdown(wait=True, cancel_futures=True)
+        self._background.shutdown(wait=False, cancel_futures=True)  # a model that still loads must not hold up the end
         self._fetcher.close()
         if self._engine:
             self._engine.close()
 
-    def setup(self, project: str, label_config: str, hostname: str, access_token: str) -> str:  # type: ignore[override]
+    def setup(self, project: str, label_config: str, hostname: str, access_token: str) -> str:
         """The model version, at once. Embeds the project's labels in the background."""
         config = parse_labeling_config(label_config)
         self._projects[project] = (hostname, access_token)
@@ -105,7 +112,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             for control in config.controls:
                 self._engine.prepare(*_words(control))
 
-    def process_event(self, action: str, payload: dict[str, Any]) -> None:  # type: ignore[override]
+    def process_event(self, action: str, payload: dict[str, Any]) -> None:
         """Webhooks are acknowledged; nothing is learned from them yet."""
         project = payload.get("project")
         logger.info("webhook %s, project %s", action, project.get("id") if isinstance(project, dict) else project)
@@ -129,12 +136,11 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
         items: list[Item] = []
         with ThreadPoolExecutor(1, thread_name_prefix="forelabel-fetch-ahead") as ahead:
-            fetched = ahead.submit(self._fetch, chunks[0], config, project, end) if chunks else None
-            for number, chunk in enumerate(chunks):
-                assert fetched is not None
-                images = fetched.result()
-                if number + 1 < len(chunks):
-                    fetched = ahead.submit(self._fetch, chunks[number + 1], config, project, end)
+            coming = iter(chunks)
+            fetching = deque(ahead.submit(self._fetch, chunk, config, project, end) for chunk in islice(coming, 1))
+            for chunk in chunks:
+                images = fetching.popleft().result()
+                fetching.extend(ahead.submit(self._fetch, after, config, project, end) for after in islice(coming, 1))
                 items += self._predict_chunk(engine, chunk, config, images, end)
         return items
 
@@ -214,4 +220,6 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
 def _words(control: Control) -> tuple[list[str], list[str | None]]:
     """What the encoder reads of a control's labels: their words and, where they say more, their hints."""
     texts = [label.text for label in control.labels]
-    return texts, [label.hint if label.hint != text else None for label, text in zip(control.labels, texts, strict=True)]
+    return texts, [
+        label.hint if label.hint != text else None for label, text in zip(control.labels, texts, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""One frozen settings object. Values come from the environment with the prefix FORELABEL_; flags of the same name win."""
+"""One frozen settings object. Values come from the environment, prefix FORELABEL_; flags of the same name win."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Settings(BaseSettings):
     """Where embeddings are kept: redis://host:6379/0, sqlite:///path/file.db, or empty for SQLite in data_dir."""
 
     store_max_bytes: Annotated[int, Field(ge=1_000_000)] = 4_000_000_000
-    """About 2.5 million 512-dimensional embeddings, keys and indexes counted in; the least recently used go first."""
+    """About 2.5 million 512-dimensional embeddings with their keys; the least recently used go first."""
 
     captions: str = "default"
-    """"default" is the bundled sentences, "none" turns retrieval off, else folders made by `forelabel index build`."""
+    """"default" is the bundled sentences, "none" turns retrieval off, else folders of `forelabel index build`."""
 
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("forelabel")))
     """The embedding store and the default caption index live here."""
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     """Label Studio's own address as this service reaches it. The only private address that images may come from."""
 
     studio_token: SecretStr = SecretStr("")
-    """Needed for uploaded files; sent to studio_url only. When empty, the one that Label Studio sends with /setup is used."""
+    """For uploaded files; sent to studio_url only. When empty, the one that Label Studio sends with /setup is used."""
 
     basic_auth: SecretStr = SecretStr("")
     """"user:password" that /predict, /setup and /webhook then ask for; empty means open, as Label Studio expects."""
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     """For one image, redirects included."""
 
     predict_deadline_s: Annotated[float, Field(gt=0)] = 80.0
-    """Label Studio gives up on /predict after 100 s; what is done by then is answered, the rest is found cached later."""
+    """Label Studio gives up on /predict after 100 s; what is done is answered, the rest is found cached later."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Images per forward pass: on two cores larger batches gain nothing and cost memory."""

@@ -1,6 +1,6 @@
 """Zero-shot and X-MoRe on the validation photos, with the default captions and with captions of the data sets.
 
-    python -m benchmarks.accuracy
+python -m benchmarks.accuracy
 """
 
 from __future__ import annotations
@@ -32,12 +32,24 @@ def main() -> None:
         for name, file in SETS.items():
             source = DATA / f"{file}.parquet"
             first, second = (evaluate(e, source, "label", split="validation") for e in (with_default, with_shared))
-            zero, default, shared = (100 * r[m]["top1"] for r, m in ((first, "zero_shot"), (first, "xmore"), (second, "xmore")))
+            zero, default, shared = (
+                100 * r[m]["top1"] for r, m in ((first, "zero_shot"), (first, "xmore"), (second, "xmore"))
+            )
             gains.append((default - zero, shared - zero))
-            rows.append([name, first["images"], first["labels"], zero, 100 * first["zero_shot"]["top5"], default, shared])
+            rows.append(
+                [name, first["images"], first["labels"], zero, 100 * first["zero_shot"]["top5"], default, shared]
+            )
         mean = np.array(rows, dtype=object)[:, 3:].astype(float).mean(axis=0)
         rows.append(["mean", "", "", *mean.tolist()])
-        header = ["validation set", "photos", "labels", "zero-shot top 1", "zero-shot top 5", "X-MoRe, default captions", "X-MoRe, Flickr8k + CC3M captions"]
+        header = [
+            "validation set",
+            "photos",
+            "labels",
+            "zero-shot top 1",
+            "zero-shot top 5",
+            "X-MoRe, default captions",
+            "X-MoRe, Flickr8k + CC3M captions",
+        ]
         worst = min(min(pair) for pair in gains)
         write("accuracy", header, rows, worst_change=f"{worst:+.2f}", encoder=first["fingerprint"])
 

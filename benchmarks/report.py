@@ -16,9 +16,14 @@ DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 def hardware() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "faiss-cpu"))
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}; Python {platform.python_version()}, {packages}"
+    processor = names[0] if names else platform.processor()
+    return f"{os.cpu_count()} cores, {processor}; Python {platform.python_version()}, {packages}"
 
 
 def write(name: str, header: list[str], rows: list[list[Any]], **more: Any) -> None:

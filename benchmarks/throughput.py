@@ -2,8 +2,8 @@
 
     python -m benchmarks.throughput
 
-The bound is cores / (CPU seconds of decoding at reduced scale + CPU seconds of the bare batched forward, per image), each
-measured alone on one core. The photos are 1,000 different crops, 1024 x 768, of the photos that scikit-image and
+The bound is cores / (CPU seconds of decoding at reduced scale + CPU seconds of the bare batched forward, per image),
+each measured alone on one core. The photos are 1,000 different crops, 1024 x 768, of the photos that scikit-image and
 scikit-learn ship. Start-up (imports, loading the model) is not counted in images/s, and is printed beside.
 """
 
@@ -26,12 +26,14 @@ from backend.engine import Engine
 from backend.labelling import label_images
 from backend.settings import Settings
 from benchmarks.report import write
+from retrieval.devices import choose_device
 from retrieval.preprocess import decode_image
 from retrieval.towers import load_towers
-from retrieval.devices import choose_device
 
 PHOTOS = 1000
-LABELS = [f"{kind} {thing}" for kind in ("small", "red", "old", "large") for thing in ("cat", "dog", "car", "house", "tree")]
+LABELS = [
+    f"{kind} {thing}" for kind in ("small", "red", "old", "large") for thing in ("cat", "dog", "car", "house", "tree")
+]
 
 
 def make_photos(folder: Path) -> list[Path]:
@@ -44,7 +46,9 @@ def make_photos(folder: Path) -> list[Path]:
         width, height = int(source.width * scale), int(source.height * scale)
         left, top = rng.randint(0, source.width - width), rng.randint(0, source.height - height)
         path = folder / f"{number:04}.jpg"
-        source.crop((left, top, left + width, top + height)).resize((1024, 768), Image.Resampling.BICUBIC).save(path, quality=90)
+        source.crop((left, top, left + width, top + height)).resize((1024, 768), Image.Resampling.BICUBIC).save(
+            path, quality=90
+        )
         paths.append(path)
     return paths
 
@@ -133,7 +137,11 @@ def main() -> None:
             ["loading the model and the captions, s", start_up],
             ["the same the first time on a machine, s", first_start],
         ]
-        write("throughput", ["pocket encoder, 1,000 photos of 1024 x 768", "value"], [[name, float(v)] for name, v in rows])
+        write(
+            "throughput",
+            ["pocket encoder, 1,000 photos of 1024 x 768", "value"],
+            [[name, float(v)] for name, v in rows],
+        )
         engine.close()
 
 

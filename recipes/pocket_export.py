@@ -1,6 +1,6 @@
 """Write the trained towers to retrieval/pocket/ in float16, in folders that stock transformers opens.
 
-    python -m recipes.pocket_export --image OUT/image.pt --text OUT --to retrieval/pocket
+python -m recipes.pocket_export --image OUT/image.pt --text OUT --to retrieval/pocket
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--logit-scale", type=float, help="default: the one learned with the image tower")
     args = parser.parse_args()
-    held = torch.load(args.image, weights_only=False)
+    held = torch.load(args.image, weights_only=True)
     image = build_tower()
     image.load_state_dict(held["model"])
     image.half().save_pretrained(args.to / "image")

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from recipes.pocket_data import SETS, PhotoSet, held_out_classes, load, teacher_names
@@ -100,9 +100,9 @@ def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
     theta[:, 1, 1] = half_h
     theta[:, 0, 2] = rng.uniform(-1, 1, b) * (1 - half_w)
     theta[:, 1, 2] = rng.uniform(-1, 1, b) * (1 - half_h)
-    grid = F.affine_grid(torch.from_numpy(theta), [b, 3, edge, edge], align_corners=False)
+    grid = F.affine_grid(torch.from_numpy(theta).to(photos.device), [b, 3, edge, edge], align_corners=False)
     pixels = photos.permute(0, 3, 1, 2).float().div_(255)
-    pixels = (pixels - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    pixels = (pixels - MEAN.to(pixels).view(3, 1, 1)) / STD.to(pixels).view(3, 1, 1)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False).contiguous(
         memory_format=torch.channels_last
     )
@@ -112,13 +112,16 @@ def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
 def embed(model: nn.Module, photos: NDArray[np.uint8]) -> Tensor:
     """Photos [n, h, w, 3] -> unit embeddings [n, 384], at 64 px."""
     model.eval()
+    device = next(model.parameters()).device
     parts = []
     for start in range(0, len(photos), 250):
-        pixels = torch.from_numpy(photos[start : start + 250]).permute(0, 3, 1, 2).float().div_(255)
+        pixels = torch.from_numpy(photos[start : start + 250]).to(device).permute(0, 3, 1, 2).float().div_(255)
         if pixels.shape[-1] != EDGE:
-            pixels = F.interpolate(pixels, (EDGE, EDGE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        pixels = (pixels - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
-        parts.append(F.normalize(model(pixels.contiguous(memory_format=torch.channels_last)).logits, dim=-1))
+            pixels = F.interpolate(pixels, (EDGE, EDGE), mode="bicubic", antialias=True, align_corners=False).clamp(
+                0, 1
+            )
+        pixels = (pixels - MEAN.to(pixels).view(3, 1, 1)) / STD.to(pixels).view(3, 1, 1)
+        parts.append(F.normalize(model(pixels.contiguous(memory_format=torch.channels_last)).logits, dim=-1).cpu())
     return torch.cat(parts)
 
 
@@ -138,7 +141,7 @@ def report(model: nn.Module, validation: list[PhotoSet], texts: Texts, held_out:
     line, unseen_x, unseen_y, unseen_t = [], [], [], []
     for photo_set in validation:
         embeddings = embed(model, photo_set.photos)
-        names = texts.vectors[[texts.row[name] for name in photo_set.classes]]
+        names = texts.vectors[[texts.row[name] for name in photo_set.classes]].cpu()
         best = (embeddings @ names.T).argmax(1)
         labels = torch.from_numpy(photo_set.labels)
         line.append(f"{photo_set.name} {100 * (best == labels).float().mean():.2f}")
@@ -199,6 +202,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--muon-lr", type=float, default=0.03, help="0: AdamW for everything")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--start", type=Path, help="weights to go on from (image.pt of an earlier run)")
     parser.add_argument("--limit-steps", type=int, default=0, help="stop early (to try a setting)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -216,6 +221,8 @@ def main() -> None:
     seen_mask = {s.name: torch.tensor([name not in held_out[s.name] for name in s.classes]) for s in labelled}
     captions = [texts.vectors[[texts.row[t] for t in group]] for s in train for group in s.captions]
     caption_mean = F.normalize(torch.stack([group.mean(0) for group in captions]), dim=-1)
+    texts.vectors, caption_mean = texts.vectors.to(args.device), caption_mean.to(args.device)
+    seen_mask = {name: mask.to(args.device) for name, mask in seen_mask.items()}
 
     def epoch_order(everything: bool) -> NDArray[np.int64]:
         """(set, row) pairs of one epoch, shuffled; held-out classes left out until `everything`."""
@@ -232,9 +239,12 @@ def main() -> None:
 
     order = epoch_order(everything=False)
     steps = int(args.epochs * len(order) / args.batch)
-    model = build_tower().to(memory_format=torch.channels_last)
+    model = build_tower()
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True)["model"])
+    model = model.to(args.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model)
-    log_scale = nn.Parameter(torch.tensor(math.log(16.0)))
+    log_scale = nn.Parameter(torch.tensor(math.log(16.0), device=args.device))
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     muon = Muon([p for p in decay if p.ndim == 4]) if args.muon_lr else None
@@ -259,23 +269,26 @@ def main() -> None:
 
         groups = [(i, batch[batch[:, 0] == i, 1]) for i in range(len(train))]
         groups = [(i, rows) for i, rows in groups if len(rows)]
-        pixels = torch.cat([augment(torch.from_numpy(train[i].photos[rows]), edge, rng) for i, rows in groups])
+        pixels = torch.cat(
+            [augment(torch.from_numpy(train[i].photos[rows]).to(args.device), edge, rng) for i, rows in groups]
+        )
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         model.train()
         embeddings = F.normalize(model(pixels).logits, dim=-1)
         scale = log_scale.exp().clamp(max=50)
         wide = F.log_softmax(scale * embeddings @ texts.draw(wide_rows, rng).T, dim=-1)
-        loss, start = torch.zeros(()), 0
+        loss, start = torch.zeros((), device=args.device), 0
         for i, rows in groups:
             s, part = train[i], slice(start, start + len(rows))
             start += len(rows)
-            likely = wide[part].gather(1, torch.from_numpy(s.teacher_ids[rows]))
-            loss = loss - WIDE_WEIGHT[s.name] * (torch.from_numpy(s.teacher_probabilities[rows]) * likely).sum()
+            likely = wide[part].gather(1, torch.from_numpy(s.teacher_ids[rows]).to(args.device))
+            soft = torch.from_numpy(s.teacher_probabilities[rows]).to(args.device)
+            loss = loss - WIDE_WEIGHT[s.name] * (soft * likely).sum()
             if s.classes:
                 logits = scale * embeddings[part] @ texts.draw(class_rows[s.name], rng).T
                 if not everything:
                     logits = logits.masked_fill(~seen_mask[s.name], -1e4)
-                loss = loss + F.cross_entropy(logits, torch.from_numpy(s.labels[rows]), reduction="sum")
+                loss = loss + F.cross_entropy(logits, torch.from_numpy(s.labels[rows]).to(args.device), reduction="sum")
             else:
                 loss = loss + 4 * (1 - (embeddings[part] * caption_mean[rows]).sum(1)).sum()
         loss = loss / len(batch)
@@ -302,7 +315,10 @@ def main() -> None:
         if step % 1000 == 999:
             torch.save({"model": average.state_dict(), "scale": log_scale.exp().item()}, args.out / "image.pt")
             print(report(average, validation, texts, held_out), flush=True)
-    torch.save({"model": average.state_dict(), "scale": log_scale.exp().item(), "mean": texts.mean}, args.out / "image.pt")
+    torch.save(
+        {"model": average.state_dict(), "scale": log_scale.exp().item(), "mean": torch.from_numpy(texts.mean)},
+        args.out / "image.pt",
+    )
     print("final:", report(average, validation, texts, held_out), flush=True)
 
 

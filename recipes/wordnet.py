@@ -8,7 +8,10 @@ from pathlib import Path
 FOLDER = Path("/usr/share/wordnet")
 
 LEXICAL_FILES = {5: "animal", 6: "artifact", 8: "body", 11: "event", 12: "feeling", 13: "food", 17: "object"} | {
-    18: "person", 19: "phenomenon", 20: "plant", 21: "possession"
+    18: "person",
+    19: "phenomenon",
+    20: "plant",
+    21: "possession",
 }
 """The lexical files whose nouns can be seen (NOVIC, appendix; numbers as in lexnames(5WN))."""
 

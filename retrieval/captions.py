@@ -27,7 +27,9 @@ FORMAT = 1
 class CaptionIndex:
     """Captions and their unit embeddings. Build with `from_embeddings`, or `open` what `save` wrote."""
 
-    def __init__(self, index: Any, texts: NDArray[np.uint8], offsets: NDArray[np.uint64], about: dict[str, Any]) -> None:
+    def __init__(
+        self, index: Any, texts: NDArray[np.uint8], offsets: NDArray[np.uint64], about: dict[str, Any]
+    ) -> None:
         self._index, self._texts, self._offsets = index, texts, offsets
         self.about = about
         """What index.json holds; `fingerprint` is the encoder's, "" when unknown."""
@@ -43,7 +45,9 @@ class CaptionIndex:
         """
         vectors = np.ascontiguousarray(embeddings, dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise CaptionIndexError(f"got embeddings of shape {vectors.shape} for {len(texts)} captions; need [n, d] and n")
+            raise CaptionIndexError(
+                f"got embeddings of shape {vectors.shape} for {len(texts)} captions; need [n, d] and n"
+            )
         if not np.isfinite(vectors).all():
             raise CaptionIndexError("the caption embeddings hold NaN or infinity; embed the captions again")
         index = faiss.IndexFlatIP(vectors.shape[1])
@@ -68,11 +72,13 @@ class CaptionIndex:
         try:
             about = json.loads((folder / "index.json").read_text())
             if about["format"] != FORMAT:
-                raise CaptionIndexError(f"{folder} has index format {about['format']}, this version reads {FORMAT}; rebuild it")
+                raise CaptionIndexError(
+                    f"{folder} has index format {about['format']}, this version reads {FORMAT}; rebuild it"
+                )
             if fingerprint and about["fingerprint"] != fingerprint:
                 raise CaptionIndexError(
-                    f"{folder} was built with encoder {about.get('encoder')!r} ({about['fingerprint']}), but the encoder in "
-                    f"use is {fingerprint}: their embeddings do not compare. Rebuild it with `forelabel index build`"
+                    f"{folder} was built with encoder {about.get('encoder')!r} ({about['fingerprint']}), but {fingerprint} "
+                    f"is in use: their embeddings do not compare. Rebuild it with `forelabel index build`"
                 )
             index = faiss.read_index(str(folder / "vectors.faiss"))
             offsets = np.load(folder / "offsets.npy")

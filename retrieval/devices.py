@@ -34,8 +34,10 @@ def choose_device(wanted: str = "auto") -> Device:
         because = "asked for"
     if wanted == "cpu":
         fast = _cpu_bfloat16()
-        return Device("cpu", torch.bfloat16, f"cpu ({because}), bfloat16: {fast}") if fast else Device(
-            "cpu", torch.float32, f"cpu ({because}), float32: this CPU has no bfloat16 instructions"
+        return (
+            Device("cpu", torch.bfloat16, f"cpu ({because}), bfloat16: {fast}")
+            if fast
+            else Device("cpu", torch.float32, f"cpu ({because}), float32: this CPU has no bfloat16 instructions")
         )
     if wanted.split(":")[0] == "cuda":
         if not torch.cuda.is_available():

@@ -56,13 +56,13 @@ class Embedder:
             deadline: time.monotonic() after which the images not begun yet answer NotInTime.
         """
         keys = [embedding_key(self.encoder.fingerprint, image) for image in images]
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}  # repeats within the request count once
-        distinct = list(first)
+        image_of = dict(zip(keys, images, strict=True))  # repeats within the request count once
+        distinct = list(image_of)
         found = dict(zip(distinct, map(_usable, self.store.get_many(distinct, self.encoder.dim)), strict=True))
         missing = [key for key in distinct if found[key] is None]
         self.counts.add(len(distinct) - len(missing), len(missing))
         results: dict[str, Embedding | RetrievalError] = {k: v for k, v in found.items() if v is not None}
-        results |= self._embed_missing({key: images[first[key]] for key in missing}, deadline)
+        results |= self._embed_missing({key: image_of[key] for key in missing}, deadline)
         return [results[key] for key in keys]
 
     def _embed_missing(self, images: dict[str, bytes], deadline: float | None) -> dict[str, Embedding | RetrievalError]:
@@ -116,7 +116,9 @@ def _unit(stored: NDArray[np.float16]) -> Embedding:
 
 def _usable(stored: NDArray[np.float16] | None) -> Embedding | None:
     """A row of the store, or a miss where it is no unit vector (foreign bytes under our key)."""
-    return _unit(stored) if stored is not None and 0.9 < float(np.linalg.norm(stored.astype(np.float32))) < 1.1 else None
+    return (
+        _unit(stored) if stored is not None and 0.9 < float(np.linalg.norm(stored.astype(np.float32))) < 1.1 else None
+    )
 
 
 def _wait(future: Future[Embedding], deadline: float | None) -> Embedding | RetrievalError:

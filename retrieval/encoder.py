@@ -67,7 +67,7 @@ class DualEncoder:
 
     @property
     def family(self) -> str:
-        """"clip", "siglip", "siglip2", "pocket" or another model type of transformers."""
+        """ "clip", "siglip", "siglip2", "pocket" or another model type of transformers."""
         return self._towers.family
 
     @property
@@ -132,10 +132,7 @@ class DualEncoder:
     def _prepare(self, image: ImageLike) -> NDArray[np.uint8] | Image.Image | UnreadableImage:
         preprocessing = self._towers.preprocessing
         try:
-            if isinstance(image, bytes):
-                rgb = decode_image(image, self.max_pixels, self.min_edge)
-            else:
-                rgb = to_rgb(image)
+            rgb = decode_image(image, self.max_pixels, self.min_edge) if isinstance(image, bytes) else to_rgb(image)
             return preprocessing.pixels(rgb) if preprocessing else rgb
         except UnreadableImage as error:
             return error
@@ -157,7 +154,9 @@ class DualEncoder:
         if not len(texts):
             return np.zeros((0, self.dim), np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        parts = [self._forward_texts([texts[i] for i in order[s : s + TEXT_BATCH]]) for s in range(0, len(order), TEXT_BATCH)]
+        parts = [
+            self._forward_texts([texts[i] for i in order[s : s + TEXT_BATCH]]) for s in range(0, len(order), TEXT_BATCH)
+        ]
         embeddings = np.concatenate(parts)
         out = np.empty_like(embeddings)
         out[order] = embeddings

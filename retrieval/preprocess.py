@@ -1,8 +1,8 @@
 """Bytes to pixels: decoding of whatever annotators upload, and the resize, crop and scaling that an encoder wants.
 
-`Preprocessing` repeats the steps of transformers' image processors for CLIP and SigLIP with Pillow alone (no torchvision);
-a test holds the two together. Two things are done on top: JPEGs are decoded at the smallest scale that still has
-`OVERSAMPLING` times the pixels that the resize needs, and transparency is laid on white.
+`Preprocessing` repeats the steps of transformers' image processors for CLIP and SigLIP with Pillow alone (no
+torchvision); a test holds the two together. Two things are done on top: JPEGs are decoded at the smallest scale that
+still has `OVERSAMPLING` times the edge that the resize needs, and transparency is laid on white.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_PIXELS = 200_000_000
 """Default limit on width x height, checked on the header before anything is decoded."""
 
 OVERSAMPLING = 2
-"""JPEG draft scale: at least twice the edge of the resize. At 1 the resize loses its anti-aliasing and embeddings move."""
+"""JPEG draft scale: at least twice the edge of the resize; at 1 the resize cannot smooth, and embeddings move."""
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `decode_image` refuses by its `max_pixels` instead.
 
@@ -55,7 +55,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, min_edge: int | None
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not a picture in any known format ({len(data)} bytes beginning {data[:8]!r})") from error
+        raise UnreadableImage(
+            f"not a picture in any known format ({len(data)} bytes beginning {data[:8]!r})"
+        ) from error
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error, ...
         kind = f"{len(data)} bytes beginning {data[:8]!r}"
         raise UnreadableImage(f"not an image that can be decoded ({kind}): {error}") from error

@@ -68,4 +68,6 @@ def embed_labels(
             owners += [i] * len(filled)
     total = np.zeros((len(labels), encoder.dim), np.float64)
     np.add.at(total, owners, encoder.embed_texts(sentences))
-    return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    norms = np.linalg.norm(total, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = (total / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit

@@ -26,7 +26,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-
 from transformers.utils import logging as transformers_logging
 
 from retrieval.devices import Device

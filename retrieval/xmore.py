@@ -1,16 +1,16 @@
 """X-MoRe: cross-modal retrieval and modality ensemble, without training (Eom, Ho, Oh, Yun: arXiv 2308.15273).
 
-The paper states the idea: retrieve texts for the image with CLIP, classify by image and by retrieved text, and weigh the two
-by how reliable each is. The details below are this project's reading; docs/xmore.md gives the measured effect of each.
+The paper states the idea: retrieve texts for the image with CLIP, classify by image and by retrieved text, and weigh
+the two by how reliable each is. The details below are this project's reading; docs/xmore.md measures each.
 
     R(x)    = the K captions with the highest x.r
     r       = normalise(sum_k a_k r_k),  a = softmax_k(retrieval_scale x.r_k)
     p_image = softmax_c(image_scale x.t_c);   p_text = softmax_c(text_scale r.t_c)
     p       = (w_image p_image + w_text p_text) / (w_image + w_text),  w = confidence = 1 - H(p) / log C
 
-text_scale: text-text cosines live in another range than image-text ones. Unless it is given, it is chosen for each image,
-without labels, so that the text is `entropy_gap` nats less certain than the image: at the image's own temperature the
-retrieved text is the less accurate but the more certain modality, and would outvote it.
+text_scale: text-text cosines live in another range than image-text ones. Unless it is given, it is chosen for each
+image, without labels, so that the text is `entropy_gap` nats less certain than the image: at the image's own
+temperature the retrieved text is the less accurate but the more certain modality, and would outvote it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class XMoRe:
         if labels.ndim != 2 or not len(labels):
             raise RetrievalError(f"label embeddings have shape {labels.shape}; need [c, d] with at least one label")
         if captions is not None and len(captions) and captions.dim != labels.shape[1]:
-            raise RetrievalError(f"labels have dimension {labels.shape[1]}, captions {captions.dim}: two encoders are mixed")
+            raise RetrievalError(
+                f"labels have dimension {labels.shape[1]}, captions {captions.dim}: two encoders are mixed"
+            )
         self._labels, self._scale, self.options = labels, float(logit_scale), options or XMoReOptions()
         self._captions = captions if captions is not None and len(captions) else None
 
@@ -99,8 +101,8 @@ class XMoRe:
             none = np.zeros((len(images), 0), np.int64)
             return XMoRePrediction(by_image, by_image, uniform, sure_image, np.zeros_like(sure_image), none)
         similarities, ids = self._captions.search(images, self.options.captions)
-        retrieved = self._mean_caption(similarities, ids)
-        cosines = retrieved @ self._labels.T
+        weights = softmax(self.options.retrieval_scale * similarities)
+        cosines = mean_direction(weights, self._captions.embeddings(ids)) @ self._labels.T
         if self.options.text_scale is not None:
             by_text = softmax(self.options.text_scale * cosines)
         else:
@@ -109,26 +111,25 @@ class XMoRe:
         mixed = mix(by_image, sure_image, by_text, sure_text)
         return XMoRePrediction(mixed, by_image, by_text, sure_image, sure_text, ids)
 
-    def _mean_caption(self, similarities: Floats, ids: NDArray[np.int64]) -> Floats:
-        """Weighted mean of the retrieved captions, unit norm: [b, k] cosines and ids -> [b, d]."""
-        assert self._captions is not None
-        weights = softmax(self.options.retrieval_scale * similarities)
-        mean = np.einsum("bk,bkd->bd", weights, self._captions.embeddings(ids))
-        norm = np.linalg.norm(mean, axis=-1, keepdims=True)
-        unit: Floats = mean / np.maximum(norm, 1e-12)
-        return unit
+
+def mean_direction(weights: Floats, vectors: Floats) -> NDArray[np.float32]:
+    """Weighted mean of vectors, unit norm: weights [b, k], vectors [b, k, d] -> [b, d]."""
+    mean: NDArray[np.float32] = np.einsum("bk,bkd->bd", weights, vectors).astype(np.float32)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), np.float32(1e-12))
 
 
 def softmax(logits: Floats) -> NDArray[np.float32]:
     """Over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    probabilities: NDArray[np.float32] = (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return probabilities
 
 
 def entropy(probabilities: Floats) -> NDArray[np.float64]:
     """In nats, over the last axis: [b, c] -> [b]."""
     p = np.asarray(probabilities, np.float64)
-    return -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)
+    nats: NDArray[np.float64] = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)
+    return nats
 
 
 def confidence(probabilities: Floats) -> NDArray[np.float32]:
@@ -136,14 +137,16 @@ def confidence(probabilities: Floats) -> NDArray[np.float32]:
     labels = probabilities.shape[-1]
     if labels == 1:
         return np.ones(probabilities.shape[:-1], np.float32)
-    return np.clip(1 - entropy(probabilities) / np.log(labels), 0, 1).astype(np.float32)
+    sure: NDArray[np.float32] = np.clip(1 - entropy(probabilities) / np.log(labels), 0, 1).astype(np.float32)
+    return sure
 
 
 def mix(by_image: Floats, sure_image: Floats, by_text: Floats, sure_text: Floats) -> NDArray[np.float32]:
     """Mean of two distributions [b, c], weighed by their confidences [b]; the image alone where neither is sure."""
     total = sure_image + sure_text
     text_weight = np.divide(sure_text, total, out=np.zeros_like(total), where=total > 0)[:, None]
-    return ((1 - text_weight) * by_image + text_weight * by_text).astype(np.float32)
+    mixed: NDArray[np.float32] = ((1 - text_weight) * by_image + text_weight * by_text).astype(np.float32)
+    return mixed
 
 
 def softmax_with_entropy(cosines: Floats, target: Floats, steps: int = 16) -> NDArray[np.float32]:
@@ -154,7 +157,8 @@ def softmax_with_entropy(cosines: Floats, target: Floats, steps: int = 16) -> ND
         target: [b], nats. Where it is log C or more, the flattest distribution that is tried (s = 0.5) is taken.
         steps: halvings of the interval 0.5 <= s <= 200 on a log axis: 16 give s to 0.01 %.
     """
-    low, high = np.full(len(cosines), np.log(0.5)), np.full(len(cosines), np.log(200.0))
+    low: Floats = np.full(len(cosines), np.log(0.5))
+    high: Floats = np.full(len(cosines), np.log(200.0))
     for _ in range(steps):
         middle = (low + high) / 2
         too_flat = entropy(softmax(np.exp(middle)[:, None] * cosines)) > target

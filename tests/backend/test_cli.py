@@ -84,7 +84,9 @@ def test_label_for_studio_and_html(photos: Path, tmp_path: Path) -> None:
     assert html.count("<img") == 2 and "&lt;cat&gt;" in html and "<script>" not in html
 
 
-@pytest.mark.parametrize("args", [[], ["--labels", " , "], ["--labels", "a", "--labels-file", "x"], ["--labels-file", "none.txt"]])
+@pytest.mark.parametrize(
+    "args", [[], ["--labels", " , "], ["--labels", "a", "--labels-file", "x"], ["--labels-file", "none.txt"]]
+)
 def test_label_needs_a_label_set(args: list[str], photos: Path) -> None:
     result = runner.invoke(cli.app, ["label", str(photos), *args])
     assert result.exit_code == 2
@@ -133,7 +135,12 @@ def test_eval_counts_what_is_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["nowhere.parquet", "--label-column", "x"], ["d.parquet", "--label-column", "wrong"], ["t.txt", "--label-column", "x"]]
+    "args",
+    [
+        ["nowhere.parquet", "--label-column", "x"],
+        ["d.parquet", "--label-column", "wrong"],
+        ["t.txt", "--label-column", "x"],
+    ],
 )
 def test_eval_of_a_wrong_dataset(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -156,7 +163,9 @@ def test_doctor_masks_secrets_and_says_what_fails(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("name", "value"), [("FORELABEL_PORT", "many"), ("FORELABEL_BASIC_AUTH", "nocolon")])
-def test_a_wrong_setting_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as end, cli._one_line_errors():
         cli._settings()

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend import images
+from backend import guarded_http, images
 from backend.images import FetchPolicy, ImageError, ImageFetcher
 
 PHOTO = b"\x89PNG not really, but nobody looks inside here"
@@ -379,7 +379,7 @@ def test_addresses_that_are_none(new_fetcher: NewFetcher, url: str) -> None:
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_public_addresses_are_public(address: str) -> None:
-    assert images._is_public(images._innermost(ip_address(address)))
+    assert guarded_http.is_public(guarded_http.innermost(ip_address(address)))
 
 
 def test_another_port_of_label_studios_host_is_private(new_server: NewServer, new_fetcher: NewFetcher) -> None:

@@ -89,7 +89,9 @@ def test_build_save_open_round_trip(tmp_path: Path) -> None:
     assert len(opened) == 3 and opened.dim == 8 and opened.texts([2, 0, 1]) == [CAPTIONS[i] for i in (2, 0, 1)]
     similarities, ids = opened.search(FakeEncoder().embed_texts([CAPTIONS[1]]), 2)
     assert ids[0, 0] == 1 and similarities[0, 0] == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(opened.embeddings(np.array([[0, 1]]))[0], FakeEncoder().embed_texts(CAPTIONS[:2]), atol=1e-6)
+    np.testing.assert_allclose(
+        opened.embeddings(np.array([[0, 1]]))[0], FakeEncoder().embed_texts(CAPTIONS[:2]), atol=1e-6
+    )
     built.save(tmp_path / "index")
     assert not (tmp_path / "index.partial").exists()
 
@@ -147,6 +149,9 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_merge_keeps_all() -> None:
-    one, two = CaptionIndex.from_embeddings(unit(2, 4), CAPTIONS[:2]), CaptionIndex.from_embeddings(unit(1, 4, 5), CAPTIONS[2:])
+    one, two = (
+        CaptionIndex.from_embeddings(unit(2, 4), CAPTIONS[:2]),
+        CaptionIndex.from_embeddings(unit(1, 4, 5), CAPTIONS[2:]),
+    )
     assert merge([one]) is one
     assert merge([one, two]).texts(range(3)) == CAPTIONS

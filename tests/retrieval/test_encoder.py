@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from retrieval.devices import choose_device
 from retrieval.encoder import DualEncoder, load_encoder

@@ -11,7 +11,11 @@ from tests.retrieval.test_captions import FakeEncoder
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [("cat", "a photo of a cat."), ("acorn", "a photo of an acorn."), ("golden_retriever", "a photo of a golden retriever.")],
+    [
+        ("cat", "a photo of a cat."),
+        ("acorn", "a photo of an acorn."),
+        ("golden_retriever", "a photo of a golden retriever."),
+    ],
 )
 def test_articles_and_underscores(label: str, expected: str) -> None:
     assert prompts(label, ["a photo of {a label}."]) == [expected]

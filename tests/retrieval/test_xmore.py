@@ -23,7 +23,12 @@ def index(n: int, d: int, seed: int = 9) -> CaptionIndex:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    b=st.integers(0, 5), c=st.integers(1, 40), n=st.integers(0, 60), d=st.integers(2, 24), k=st.integers(1, 20), seed=st.integers(0, 99)
+    b=st.integers(0, 5),
+    c=st.integers(1, 40),
+    n=st.integers(0, 60),
+    d=st.integers(2, 24),
+    k=st.integers(1, 20),
+    seed=st.integers(0, 99),
 )
 def test_probabilities_are_probabilities(b: int, c: int, n: int, d: int, k: int, seed: int) -> None:
     xmore = XMoRe(unit(c, d, seed), index(n, d), SCALE, XMoReOptions(captions=k))
@@ -50,7 +55,9 @@ def test_follows_the_formula_literally() -> None:
         image, text = np.exp(SCALE * labels @ x), np.exp(6.0 * labels @ r)
         image, text = image / image.sum(), text / text.sum()
         w_image, w_text = (1 + (p * np.log(p)).sum() / np.log(7) for p in (image, text))
-        np.testing.assert_allclose(got.probabilities[row], (w_image * image + w_text * text) / (w_image + w_text), atol=1e-5)
+        np.testing.assert_allclose(
+            got.probabilities[row], (w_image * image + w_text * text) / (w_image + w_text), atol=1e-5
+        )
         assert list(got.caption_ids[row]) == near
 
 

@@ -40,7 +40,9 @@ def make_clip(folder: Path) -> Path:
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     text = {**TOWER, "vocab_size": len(vocabulary), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    config = CLIPConfig(text_config=text, vision_config={**TOWER, "image_size": 48, "patch_size": 16}, projection_dim=24)
+    config = CLIPConfig(
+        text_config=text, vision_config={**TOWER, "image_size": 48, "patch_size": 16}, projection_dim=24
+    )
     CLIPModel(config).save_pretrained(folder)
     CLIPTokenizer(vocab=vocabulary, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=77).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}).save_pretrained(folder)
@@ -54,8 +56,15 @@ def make_siglip(folder: Path) -> Path:
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(TEXTS * 20))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, unk_id=2, eos_id=1, bos_id=-1,
-        hard_vocab_limit=False, minloglevel=3
+        input=str(corpus),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        pad_id=0,
+        unk_id=2,
+        eos_id=1,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=3,
     )
     corpus.unlink()
     SiglipTokenizer(vocab_file=str(folder / "spiece.model"), model_max_length=64).save_pretrained(folder)
