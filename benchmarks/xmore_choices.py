@@ -34,12 +34,14 @@ CHOICES: dict[str, XMoReOptions] = {
 }
 
 
-def train_photos(file: str, encoder: DualEncoder) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
-    """Unit embeddings [n, d], labels [n] and the class names of evenly spaced train photos."""
+def photos(
+    file: str, encoder: DualEncoder, split: str, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+    """Unit embeddings [n, d], labels [n] and the class names of evenly spaced photos of a split."""
     table = pq.read_table(DATA / f"{file}.parquet", columns=["image", "label", "split"])
     names = sorted(set(table["label"].to_pylist()))
-    rows = np.flatnonzero(np.array(table["split"].to_pylist()) == "train")
-    rows = rows[np.linspace(0, len(rows) - 1, min(PHOTOS, len(rows))).astype(int)]
+    rows = np.flatnonzero(np.array(table["split"].to_pylist()) == split)
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     labels = np.array([names.index(label) for label in table["label"].take(rows).to_pylist()])
     return encoder.embed_images(table["image"].take(rows).to_pylist(), batch_size=64), labels, names
 
@@ -52,7 +54,7 @@ def main() -> None:
     shared = build_index((c for name in CAPTIONS for c in read_captions(DATA / name)), encoder, "shared")
     columns: dict[str, dict[str, float]] = {name: {} for name in ("zero-shot", *CHOICES)}
     for title, file in SETS.items():
-        images, labels, names = train_photos(file, encoder)
+        images, labels, names = photos(file, encoder, "train", PHOTOS)
         embedded = embed_labels(encoder, names)
         for kind, index in (("default", default), ("shared", shared)):
             for name, options in CHOICES.items():

@@ -14,10 +14,9 @@ from transformers import BertTokenizer
 
 from recipes.pocket_image_tower import EDGE, MEAN, PROMPTS, STD, build_tower
 from recipes.pocket_text_tower import MAX_TOKENS, build_student
-from recipes.sentences import sentences_about_nouns
+from recipes.sentences import MIN_ZIPF, sentences_about_nouns
 
 SIZE_LIMIT = 16_000_000
-CAPTION_MIN_ZIPF = 2.5
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ def main() -> None:
         "templates": ["{label}", *(prompt.replace("a {}", "{a label}") for prompt in PROMPTS)],
     }
     (args.to / "dual_encoder.json").write_text(json.dumps(about, indent=2) + "\n")
-    (args.to / "captions.txt").write_text("\n".join(sentences_about_nouns(CAPTION_MIN_ZIPF)) + "\n")
+    (args.to / "captions.txt").write_text("\n".join(sentences_about_nouns(MIN_ZIPF)) + "\n")
     size = sum(f.stat().st_size for part in ("image", "text") for f in (args.to / part).iterdir())
     print(f"both towers: {size / 1e6:.2f} MB")
     assert size <= SIZE_LIMIT, "the pocket encoder has outgrown its 16 MB"

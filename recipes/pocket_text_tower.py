@@ -30,6 +30,12 @@ from recipes.wordnet import noun_synsets
 VOCABULARY = 12_000
 MAX_TOKENS = 40
 
+SHARES = {
+    "broad": {"class": 0.2, "noun": 0.36, "plural": 0.03, "prompt": 0.13, "sentence": 0.13, "caption": 0.15},
+    "names": {"class": 0.45, "noun": 0.3, "plural": 0.03, "prompt": 0.15, "sentence": 0.03, "caption": 0.04},
+}
+"""Share of each kind of text in a batch. Names matter most, since labels are written in them: the second run's mix."""
+
 
 def corpus(cache: Path) -> dict[str, list[str]]:
     """Kind -> texts, without repeats."""
@@ -91,6 +97,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--start", type=Path, help="weights to go on from (text.pt of an earlier run)")
+    parser.add_argument("--mix", choices=SHARES, default="broad")
     parser.add_argument("--teach-only", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -119,10 +127,11 @@ def main() -> None:
     encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     lengths = np.array([len(ids) for ids in encoded])
     model = build_student(tokenizer.get_vocab_size())
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
 
-    # Names matter most: they are what labels are written in.
-    share = {"class": 0.2, "noun": 0.36, "plural": 0.03, "prompt": 0.13, "sentence": 0.13, "caption": 0.15}
+    share = SHARES[args.mix]
     starts = np.cumsum([0, *[len(group) for group in kinds.values()]])
     weights = np.concatenate([np.full(len(g), share[k] / len(g)) for k, g in kinds.items()])
     cumulative = np.cumsum(weights / weights.sum())

@@ -2,7 +2,7 @@
 
     python -m recipes.sentences --out retrieval/pocket/captions.txt
 
-One sentence per noun that can be seen and that people use (wordfreq Zipf frequency of its rarest word at least 2.0):
+One sentence per noun that can be seen and that people use (wordfreq Zipf frequency of its rarest word at least 3.5):
 "a photo of a goldfish, a kind of cyprinid: small golden or orange-red freshwater fishes ...". WordNet's licence lets
 definitions be redistributed with its notice, which stands in retrieval/pocket/LICENSE-WORDNET.
 """
@@ -17,7 +17,7 @@ from wordfreq import zipf_frequency
 
 from recipes.wordnet import LEXICAL_FILES, Synset, noun_synsets, sense_order
 
-MIN_ZIPF = 2.0
+MIN_ZIPF = 3.5
 
 
 def frequency(noun: str) -> float:

@@ -77,8 +77,8 @@ class CaptionIndex:
                 )
             if fingerprint and about["fingerprint"] != fingerprint:
                 raise CaptionIndexError(
-                    f"{folder} was built with encoder {about.get('encoder')!r} ({about['fingerprint']}), but {fingerprint} "
-                    f"is in use: their embeddings do not compare. Rebuild it with `forelabel index build`"
+                    f"{folder} was built with encoder {about.get('encoder')!r} ({about['fingerprint']}), but "
+                    f"{fingerprint} is in use: their embeddings do not compare. Rebuild it with `forelabel index build`"
                 )
             index = faiss.read_index(str(folder / "vectors.faiss"))
             offsets = np.load(folder / "offsets.npy")
