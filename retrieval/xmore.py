@@ -115,7 +115,8 @@ class XMoRe:
 def mean_direction(weights: Floats, vectors: Floats) -> NDArray[np.float32]:
     """Weighted mean of vectors, unit norm: weights [b, k], vectors [b, k, d] -> [b, d]."""
     mean: NDArray[np.float32] = np.einsum("bk,bkd->bd", weights, vectors).astype(np.float32)
-    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), np.float32(1e-12))
+    mean /= np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+    return mean
 
 
 def softmax(logits: Floats) -> NDArray[np.float32]:
