@@ -47,7 +47,7 @@ class XMoRePrediction:
 
 @dataclass(frozen=True)
 class XMoReOptions:
-    """Choices of the method. Defaults were chosen on train splits: docs/xmore.md."""
+    """Choices of the method. The defaults are first guesses, not yet chosen by measurement: docs/xmore.md."""
 
     captions: int = 16
     """K, captions retrieved per image."""
