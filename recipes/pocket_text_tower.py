@@ -23,9 +23,10 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from recipes.pocket_data import DATA, readable, teacher_names
 from recipes.pocket_image_tower import schedule
-from recipes.sentences import article, frequency, sentences_about_nouns, visible_nouns
+from recipes.sentences import frequency, sentences_about_nouns, visible_nouns
 from recipes.text_teacher import DIM, TextTeacher, centre
 from recipes.wordnet import noun_synsets
+from retrieval.prompts import article
 
 VOCABULARY = 12_000
 MAX_TOKENS = 40

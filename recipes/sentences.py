@@ -16,6 +16,7 @@ from pathlib import Path
 from wordfreq import zipf_frequency
 
 from recipes.wordnet import LEXICAL_FILES, Synset, noun_synsets, sense_order
+from retrieval.prompts import article
 
 MIN_ZIPF = 3.5
 
@@ -37,10 +38,6 @@ def visible_nouns(min_zipf: float, synsets: dict[int, Synset]) -> list[tuple[str
             continue
         found.append((spelled, synsets[seen[0]]))
     return sorted(found, key=lambda pair: (-frequency(pair[0]), pair[0]))
-
-
-def article(noun: str) -> str:
-    return "an" if noun[0].lower() in "aeiou" else "a"
 
 
 def sentence(noun: str, synset: Synset, synsets: dict[int, Synset]) -> str:

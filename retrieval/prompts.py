@@ -33,11 +33,15 @@ def templates_for(encoder: DualEncoder) -> tuple[str, ...]:
     return encoder.templates or TEMPLATES.get(encoder.family, DEFAULT_TEMPLATES)
 
 
+def article(words: str) -> str:
+    """ "a" or "an", by the first letter."""
+    return "an" if words[:1].lower() in tuple("aeiou") else "a"
+
+
 def prompts(label: str, templates: Sequence[str]) -> list[str]:
     """Fill templates: "{label}" is the words of the label, "{a label}" the same with its article."""
     words = " ".join(label.replace("_", " ").split())
-    article = "an" if words[:1].lower() in tuple("aeiou") else "a"
-    return [t.replace("{a label}", f"{article} {words}").replace("{label}", words) for t in templates]
+    return [t.replace("{a label}", f"{article(words)} {words}").replace("{label}", words) for t in templates]
 
 
 def embed_labels(
