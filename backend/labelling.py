@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from backend.engine import Engine
 from retrieval.errors import RetrievalError, UnreadableImage
@@ -14,8 +18,8 @@ from retrieval.errors import RetrievalError, UnreadableImage
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """What is taken from a folder; a file named on the command line is tried whatever it is called."""
 
-CHUNK = 256
-"""Files held in memory at once."""
+CHUNK = 64
+"""Files read and answered together; as many chunks as there are cores, and one more, are in memory at once."""
 
 CAPTIONS_SHOWN = 3
 
@@ -57,19 +61,29 @@ def read_labels(labels: str | None, labels_file: Path | None) -> list[str]:
 def label_images(engine: Engine, images: Sequence[Path], labels: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
     """One record per image: {"image", "labels": [{"label", "score"}], "captions"} or {"image", "error"}."""
     engine.prepare(labels)
-    for start in range(0, len(images), CHUNK):
-        paths = images[start : start + CHUNK]
-        files = [_read(path) for path in paths]
-        readable = [file for file in files if isinstance(file, bytes)]
-        results = iter(engine.embedder.embed(readable))
-        outcomes = [next(results) if isinstance(file, bytes) else file for file in files]
-        embedded = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-        rows = iter(_rows(engine, embedded, labels, top))
-        for path, outcome in zip(paths, outcomes, strict=True):
-            if isinstance(outcome, np.ndarray):
-                yield {"image": str(path), **next(rows)}
-            else:
-                yield {"image": str(path), "error": str(outcome)}
+    threads = torch.get_num_threads()
+    chunks = iter([images[start : start + CHUNK] for start in range(0, len(images), CHUNK)])
+    # One core for each chunk, and one chunk more than cores, so that no core waits while another chunk is read.
+    pool = ThreadPoolExecutor(threads + 1, "forelabel-label", lambda: torch.set_num_threads(1))
+    try:
+        running = deque(pool.submit(_records, engine, c, labels, top) for c in islice(chunks, threads + 1))
+        while running:
+            records = running.popleft().result()
+            running.extend(pool.submit(_records, engine, c, labels, top) for c in islice(chunks, 1))
+            yield from records
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _records(engine: Engine, paths: Sequence[Path], labels: Sequence[str], top: int) -> list[dict[str, Any]]:
+    files = [_read(path) for path in paths]
+    results = iter(engine.embedder.embed([file for file in files if isinstance(file, bytes)]))
+    outcomes = [next(results) if isinstance(file, bytes) else file for file in files]
+    rows = iter(_rows(engine, [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)], labels, top))
+    return [
+        {"image": str(path), **(next(rows) if isinstance(outcome, np.ndarray) else {"error": str(outcome)})}
+        for path, outcome in zip(paths, outcomes, strict=True)
+    ]
 
 
 def _read(path: Path) -> bytes | RetrievalError:

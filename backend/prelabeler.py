@@ -185,9 +185,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         end: float,
     ) -> list[Item]:
         keys = list(images)
-        before = engine.embedder.counts.hits, engine.embedder.counts.misses
-        results = engine.embedder.embed([images[key] for key in keys], end)
-        self.metrics.cache(engine.embedder.counts.hits - before[0], engine.embedder.counts.misses - before[1])
+        results = engine.embedder.embed([images[key] for key in keys], end, self.metrics.cache)
         embeddings: dict[tuple[int, str], Embedding] = {}
         for key, result in zip(keys, results, strict=True):
             if isinstance(result, Exception):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-SETS = {"tiny-imagenet-64px": 64, "cifar100-32px": 32, "caltech101-144px": 80, "flickr8k-1000-pairs": 80}
+SETS = {"tiny-imagenet-64px": 64, "cifar100-32px": 32, "caltech101-144px": 112, "flickr8k-1000-pairs": 112}
 """Data set -> the edge at which its photos are kept in memory while training."""
 
 HELD_OUT_PER_SET = 10

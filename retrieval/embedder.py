@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,42 +24,33 @@ class NotInTime(RetrievalError):  # noqa: N818 - reads as what it is in a log li
     """The deadline came first. What was embedded by then is stored, so asking again goes on from there."""
 
 
-@dataclass
-class CacheCounts:
-    """Images answered from the store, and images that had to be embedded, since the start."""
-
-    hits: int = 0
-    misses: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def add(self, hits: int, misses: int) -> None:
-        with self._lock:
-            self.hits += hits
-            self.misses += misses
-
-
 class Embedder:
     """An encoder with a store in front of it. Safe to call from several threads."""
 
     def __init__(self, encoder: DualEncoder, store: EmbeddingStore, batch_size: int = 32) -> None:
         self.encoder, self.store, self.batch_size = encoder, store, batch_size
-        self.counts = CacheCounts()
         self._lock = threading.Lock()
         self._in_flight: dict[str, Future[Embedding]] = {}
 
-    def embed(self, images: Sequence[bytes], deadline: float | None = None) -> list[Embedding | RetrievalError]:
+    def embed(
+        self,
+        images: Sequence[bytes],
+        deadline: float | None = None,
+        counted: Callable[[int, int], None] = lambda hits, misses: None,
+    ) -> list[Embedding | RetrievalError]:
         """Image files -> one unit embedding [d] each, or the error that says why there is none.
 
         Args:
             images: the files' bytes.
             deadline: time.monotonic() after which the images not begun yet answer NotInTime.
+            counted: told how many distinct images the store had, and how many it had not.
         """
         keys = [embedding_key(self.encoder.fingerprint, image) for image in images]
         image_of = dict(zip(keys, images, strict=True))  # repeats within the request count once
         distinct = list(image_of)
         found = dict(zip(distinct, map(_usable, self.store.get_many(distinct, self.encoder.dim)), strict=True))
         missing = [key for key in distinct if found[key] is None]
-        self.counts.add(len(distinct) - len(missing), len(missing))
+        counted(len(distinct) - len(missing), len(missing))
         results: dict[str, Embedding | RetrievalError] = {k: v for k, v in found.items() if v is not None}
         results |= self._embed_missing({key: image_of[key] for key in missing}, deadline)
         return [results[key] for key in keys]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +138,8 @@ def _weights_digest(folder: Path, *models: nn.Module) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     if not files:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for model in models:
-                for name, value in sorted(model.state_dict().items()):
-                    digest.update(name.encode())
-                    digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        for model in models:
+            for name, value in sorted(model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
