@@ -15,6 +15,7 @@ WORKDIR /forelabel
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY backend backend
 COPY plugin plugin
+COPY decoder decoder
 COPY retrieval retrieval
 RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[studio]' \
     && useradd --system --home-dir /data --create-home forelabel

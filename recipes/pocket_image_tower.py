@@ -94,8 +94,18 @@ class Texts:
         others = [self.row[other] for other in self.synonyms.get(name, []) if other != name]
         return [self.row[name]] * 2 * len(prompts + others) + prompts + others
 
-    def draw(self, classes: list[list[int]], rng: np.random.Generator) -> Tensor:
-        return self.vectors[[rows[rng.integers(len(rows))] for rows in classes]]
+    def draw(self, written: tuple[NDArray[np.int64], NDArray[np.int64]], rng: np.random.Generator) -> Tensor:
+        """One way to write each class, [c, 384], from what `ways` returned."""
+        table, counts = written
+        return self.vectors[torch.from_numpy(table[np.arange(len(table)), rng.integers(counts)])]
+
+    def ways(self, names: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The variants of each class in a padded table [c, most], and their number [c]."""
+        rows = [self.variants(name) for name in names]
+        table = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for line, row in zip(table, rows, strict=True):
+            line[: len(row)] = row
+        return table, np.array([len(row) for row in rows])
 
 
 def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
@@ -186,24 +196,26 @@ class Muon:
         self.buffers = [torch.zeros_like(p) for p in parameters]
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def update(self, p: nn.Parameter, buffer: Tensor, lr: float) -> None:
         a, b, c = self.COEFFICIENTS
-        for p, buffer in zip(self.parameters, self.buffers, strict=True):
-            assert p.grad is not None
-            buffer.lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(buffer, self.momentum).reshape(len(p), -1)
-            tall = update.shape[0] > update.shape[1]
-            x = update.T if tall else update
-            x = x / (x.norm() + 1e-7)
-            gram = x @ x.T
-            product = identity = torch.eye(len(x), device=x.device)
-            for _ in range(4):  # all in the short dimension: each iterate is a polynomial of the Gram matrix times x
-                factor = a * identity + b * gram + c * gram @ gram
-                product, gram = factor @ product, factor @ gram @ factor
-            x = product @ x
-            x = x.T if tall else x
-            p.mul_(1 - lr * self.weight_decay)
-            p.add_(x.reshape(p.shape), alpha=-lr * math.sqrt(max(1.0, x.shape[0] / x.shape[1])))
+        assert p.grad is not None
+        buffer.lerp_(p.grad, 1 - self.momentum)
+        update = p.grad.lerp(buffer, self.momentum).reshape(len(p), -1)
+        tall = update.shape[0] > update.shape[1]
+        x = update.T if tall else update
+        x = x / (x.norm() + 1e-7)
+        gram = x @ x.T
+        product = identity = torch.eye(len(x), device=x.device)
+        for _ in range(4):  # all in the short dimension: each iterate is a polynomial of the Gram matrix times x
+            factor = a * identity + b * gram + c * gram @ gram
+            product, gram = factor @ product, factor @ gram @ factor
+        x = product @ x
+        x = x.T if tall else x
+        p.mul_(1 - lr * self.weight_decay)
+        p.add_(x.reshape(p.shape), alpha=-lr * math.sqrt(max(1.0, x.shape[0] / x.shape[1])))
+
+    def step(self, lr: float, pool: ThreadPoolExecutor) -> None:
+        list(pool.map(partial(self.update, lr=lr), self.parameters, self.buffers))
 
 
 def schedule(share: float, warmup: float = 0.05) -> float:
@@ -235,8 +247,8 @@ def main() -> None:
     held_out = held_out_classes({s.name: s.classes for s in labelled})
     synonyms = {names[0]: names[1:3] for names in teacher_names()}
     texts = Texts(train, synonyms, args.cache)
-    class_rows = {s.name: [texts.variants(name) for name in s.classes] for s in labelled}
-    wide_rows = [texts.variants(names[0]) for names in texts.names]
+    class_rows = {s.name: texts.ways(s.classes) for s in labelled}
+    wide_rows = texts.ways([names[0] for names in texts.names])
     seen_mask = {s.name: torch.tensor([name not in held_out[s.name] for name in s.classes]) for s in labelled}
     captions = [texts.vectors[[texts.row[t] for t in group]] for s in train for group in s.captions]
     caption_mean = F.normalize(torch.stack([group.mean(0) for group in captions]), dim=-1)
@@ -353,19 +365,23 @@ def main() -> None:
         parts = [batch[start : start + micro] for start in range(0, len(batch), micro)]
         work = partial(gradients, edge=edge, everything=everything)
         results = list(pool.map(work, parts, [[step, i] for i in range(len(parts))]))
-        for parameter, *found in zip(parameters, *(gradient for _, gradient in results), strict=True):
-            parameter.grad = torch.stack(found).mean(0)
+        total = results[0][1]
+        for _, found in results[1:]:
+            torch._foreach_add_(total, found)
+        torch._foreach_div_(total, len(results))
+        for parameter, gradient in zip(parameters, total, strict=True):
+            parameter.grad = gradient
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(share)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if muon:
-            muon.step(args.muon_lr * schedule(share))
-        keep = min(0.998, 1 - 1 / (step + 1))
-        with torch.no_grad():
+            muon.step(args.muon_lr * schedule(share), pool)
+        if step % 4 == 0:
+            keep = min(0.992, 1 - 4 / (step + 4))
             for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
                 if slow.dtype.is_floating_point:
-                    slow.lerp_(fast, 1 - keep)
+                    slow.lerp_(fast.detach(), 1 - keep)
                 else:
                     slow.copy_(fast)
         running += (sum(loss for loss, _ in results) / len(results) - running) / min(step - first + 1, 50)

@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,7 @@ def main() -> None:
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     optimizer = torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    workers = ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1))
     began, running = time.time(), 0.0
     batch_size, pool = 256, 8
     pending: list[np.ndarray] = []
@@ -189,7 +191,7 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        muon.step(args.muon_lr * schedule(share))
+        muon.step(args.muon_lr * schedule(share), workers)
         running += (cosine.mean().item() - running) / min(step + 1, 50)
         if step % 100 == 99:
             rate = (step + 1) / (time.time() - began)

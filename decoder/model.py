@@ -1,0 +1,187 @@
+"""ObjectDecoder: an image-text embedding to the tokens of a noun (Allgeuer, Ahrens, Wermter: arXiv 2407.11211).
+
+The embedding becomes P prefix vectors by one linear layer. A pre-norm transformer without any bias reads the prefix,
+which attends to itself fully, and then the noun's tokens, causally; the token embedding is tied to the output layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from decoder.vocabulary import Vocabulary
+
+GELU_SECOND_MOMENT = 0.4252
+"""E[gelu(z)^2] of a standard normal z: A in appendix A of the paper."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a decoder. The defaults are the paper's."""
+
+    embedding_dim: int
+    """F, length of the embedding that is decoded."""
+    vocabulary: int
+    """V, tokens in use; 0 is the end token."""
+    token_length: int
+    """C, tokens of the longest noun with its end token. At most C - 1 are ever generated."""
+    prefix: int = 4
+    """P."""
+    hidden: int = 512
+    """H."""
+    layers: int = 6
+    """L."""
+    heads: int = 8
+    feedforward: int = 128
+    """K; smaller than H, as in the paper."""
+    dropout: float = 0.1
+
+
+@dataclass
+class KeysValues:
+    """What a layer has computed of b sequences: the prefix of each, and t tokens of each of its k candidates."""
+
+    prefix_keys: Tensor
+    """[b, heads, P, H / heads]; values alike."""
+    prefix_values: Tensor
+    keys: Tensor
+    """[n, heads, t, H / heads], n candidates of all sequences together."""
+    values: Tensor
+
+
+class Layer(nn.Module):
+    """Pre-norm self-attention and feed-forward, no biases."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm1 = nn.LayerNorm(config.hidden, bias=False)
+        self.attention_in = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.attention_out = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.norm2 = nn.LayerNorm(config.hidden, bias=False)
+        self.feedforward_in = nn.Linear(config.hidden, config.feedforward, bias=False)
+        self.feedforward_out = nn.Linear(config.feedforward, config.hidden, bias=False)
+
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[b, s, H] -> queries, keys, values, each [b, heads, s, H / heads]."""
+        b, s, hidden = x.shape
+        projected = self.attention_in(self.norm1(x)).view(b, s, 3, self.heads, hidden // self.heads)
+        q, k, v = projected.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream [b, s, H] after attention [b, heads, s, H / heads] and the feed-forward part."""
+        merged = attended.transpose(1, 2).reshape(x.shape)
+        x = x + F.dropout(self.attention_out(merged), self.dropout, self.training)
+        wide = F.dropout(F.gelu(self.feedforward_in(self.norm2(x))), self.dropout, self.training)
+        return x + F.dropout(self.feedforward_out(wide), self.dropout, self.training)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The whole sequence at once: x [b, s, H], mask [s, s] True where attention is allowed."""
+        q, k, v = self.heads_of(x)
+        dropout = self.dropout if self.training else 0.0
+        return self.add(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout))
+
+
+class ObjectDecoder(nn.Module):
+    """Embeddings [b, F] to logits over the tokens of a noun.
+
+    Example:
+        >>> decoder = load_decoder("my-decoder")
+        >>> beam_search(decoder, encoder.embed_images(photos)).nouns[0][:3]
+        ['tabby cat', 'cat', 'kitten']
+    """
+
+    def __init__(self, config: DecoderConfig, vocabulary: Vocabulary) -> None:
+        """Weights as in appendix A of the paper.
+
+        Args:
+            config: the sizes.
+            vocabulary: the tokens and the dictionary of nouns.
+        """
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.embed_prefix = nn.Linear(config.embedding_dim, config.prefix * config.hidden, bias=False)
+        self.tokens = nn.Parameter(torch.empty(config.vocabulary, config.hidden))
+        self.positions = nn.Parameter(torch.empty(config.prefix + config.token_length - 1, config.hidden))
+        self.blocks = [Layer(config) for _ in range(config.layers)]
+        self.layers = nn.ModuleList(self.blocks)
+        self.norm = nn.LayerNorm(config.hidden, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        c = self.config
+        for weight in (self.embed_prefix.weight, self.tokens, self.positions):
+            nn.init.normal_(weight, std=math.sqrt(1 / 2))
+        spread = (2 * c.prefix - 1) / c.prefix**2
+        for layer in self.blocks:
+            nn.init.normal_(layer.attention_in.weight, std=math.sqrt(1 / c.hidden))
+            nn.init.normal_(layer.attention_out.weight, std=math.sqrt(1 / (2 * c.layers * c.hidden * spread)))
+            nn.init.normal_(layer.feedforward_in.weight, std=math.sqrt(1 / c.hidden))
+            std = math.sqrt(1 / (2 * c.layers * c.feedforward * GELU_SECOND_MOMENT))
+            nn.init.normal_(layer.feedforward_out.weight, std=std)
+        nn.init.constant_(self.norm.weight, 1 / math.sqrt(c.hidden))
+
+    def forward(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            embeddings: unit vectors [b, F].
+            tokens: token ids [b, t], t <= C; the last one is only predicted, so it is not read.
+
+        Returns:
+            [b, t, V]: at i, the logits of token i given the embedding and the tokens before it.
+        """
+        p = self.config.prefix
+        x = torch.cat([self.prefix(embeddings), self.tokens[tokens[:, :-1]]], 1)
+        s = x.shape[1]
+        mask = torch.ones(s, s, dtype=torch.bool, device=x.device).tril()
+        mask[:p, :p] = True
+        x = F.dropout(x + self.positions[:s], self.config.dropout, self.training)
+        for layer in self.blocks:
+            x = layer(x, mask)
+        return self.logits(x[:, p - 1 :])
+
+    def prefix(self, embeddings: Tensor) -> Tensor:
+        """[b, F] -> [b, P, H], without positions."""
+        vectors: Tensor = self.embed_prefix(embeddings)
+        return vectors.view(len(embeddings), self.config.prefix, self.config.hidden)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., V]."""
+        return F.linear(self.norm(x), self.tokens)
+
+    def read_prefix(self, embeddings: Tensor) -> tuple[Tensor, list[KeysValues]]:
+        """Logits of the first token [b, V], and what later steps need; each sequence has one candidate, still empty."""
+        x = self.prefix(embeddings) + self.positions[: self.config.prefix]
+        cache = []
+        for layer in self.blocks:
+            q, k, v = layer.heads_of(x)
+            cache.append(KeysValues(k, v, k[:, :, :0], v[:, :, :0]))
+            x = layer.add(x, F.scaled_dot_product_attention(q, k, v))
+        return self.logits(x[:, -1]), cache
+
+    def read_token(self, tokens: Tensor, owners: Tensor, cache: list[KeysValues]) -> Tensor:
+        """One more token of each candidate, whose earlier tokens are in the cache.
+
+        Args:
+            tokens: ids [n].
+            owners: [n], which of the b sequences a candidate belongs to.
+            cache: what earlier calls left, its candidates in the same order; extended in place.
+
+        Returns:
+            Logits [n, V] of the token after it.
+        """
+        position = self.config.prefix + cache[0].keys.shape[2]
+        x = (self.tokens[tokens] + self.positions[position])[:, None]
+        for layer, held in zip(self.blocks, cache, strict=True):
+            q, k, v = layer.heads_of(x)
+            held.keys, held.values = torch.cat([held.keys, k], 2), torch.cat([held.values, v], 2)
+            keys = torch.cat([held.prefix_keys[owners], held.keys], 2)
+            values = torch.cat([held.prefix_values[owners], held.values], 2)
+            x = layer.add(x, F.scaled_dot_product_attention(q, keys, values))
+        return self.logits(x[:, 0])
