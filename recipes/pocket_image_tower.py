@@ -6,8 +6,8 @@ Loss, per photo, on cosines times a learned logit scale:
   near    1 - cosine to the text of the photo's own class, or to the mean of its captions.
 Every step draws each class's text anew (name, synonym or prompt), so that the image lands near all of them.
 
-Photos are shown in random crops of 64, then 80 px, and tested whole at 96: cheaper, and the apparent size of objects in
-training and testing then agrees (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
+Photos are shown in random crops of 64, then 80 px, and used whole at 96: cheaper, and the apparent size of objects in
+training and use then agrees (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
 For the first HOLD_OUT_SHARE of the run, 30 classes are absent altogether; the weights at that point, saved as
 image-unseen.pt, are what the figure for unseen classes is measured on. They join for the rest.
 """
@@ -127,21 +127,44 @@ def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
     )
 
 
+def whole(photos: NDArray[np.uint8], device: torch.device | str) -> Tensor:
+    """Photos [n, h, w, 3] as they are embedded in use: [n, 3, EDGE, EDGE]."""
+    pixels = torch.from_numpy(photos).to(device).permute(0, 3, 1, 2).float().div_(255)
+    if pixels.shape[-1] != EDGE:
+        pixels = F.interpolate(pixels, (EDGE, EDGE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    pixels = (pixels - MEAN.to(pixels).view(3, 1, 1)) / STD.to(pixels).view(3, 1, 1)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
 @torch.inference_mode()
 def embed(model: nn.Module, photos: NDArray[np.uint8]) -> Tensor:
     """Photos [n, h, w, 3] -> unit embeddings [n, 384], at EDGE px."""
     model.eval()
     device = next(model.parameters()).device
-    parts = []
-    for start in range(0, len(photos), 250):
-        pixels = torch.from_numpy(photos[start : start + 250]).to(device).permute(0, 3, 1, 2).float().div_(255)
-        if pixels.shape[-1] != EDGE:
-            pixels = F.interpolate(pixels, (EDGE, EDGE), mode="bicubic", antialias=True, align_corners=False).clamp(
-                0, 1
-            )
-        pixels = (pixels - MEAN.to(pixels).view(3, 1, 1)) / STD.to(pixels).view(3, 1, 1)
-        parts.append(F.normalize(model(pixels.contiguous(memory_format=torch.channels_last)).logits, dim=-1).cpu())
-    return torch.cat(parts)
+    batches = [whole(photos[start : start + 250], device) for start in range(0, len(photos), 250)]
+    return torch.cat([F.normalize(model(pixels).logits, dim=-1).cpu() for pixels in batches])
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, sets: list[PhotoSet], per_set: int = 2500) -> None:
+    """Take the batch norms' statistics anew from whole train photos at EDGE px, as they are shown in use.
+
+    Training saw crops at other sizes, whose statistics differ (Touvron et al. 2019).
+    """
+    rng = np.random.default_rng(0)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    model.train()
+    photos = [whole(s.photos[rng.permutation(len(s.photos))[:per_set]], "cpu") for s in sets]
+    device = next(model.parameters()).device
+    pixels = torch.cat(photos)[torch.from_numpy(rng.permutation(sum(map(len, photos))))]
+    for batch in pixels.split(250):
+        model(batch.to(device).contiguous(memory_format=torch.channels_last))
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
 
 
 def ten_way(embeddings: Tensor, labels: Tensor, names: Tensor, draws: int = 1000) -> float:
@@ -405,6 +428,8 @@ def main() -> None:
             }
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
+    print("before the statistics:", report(average, validation, texts, held_out), flush=True)
+    recalibrate(average, labelled)
     torch.save(
         {"model": average.state_dict(), "scale": log_scale.exp().item(), "mean": torch.from_numpy(texts.mean)},
         args.out / "image.pt",

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -106,6 +107,7 @@ def _load_pocket_layout(folder: Path, device: Device) -> Towers:
     load = {"use_safetensors": True, "dtype": device.dtype, **SAFE}
     image = AutoModelForImageClassification.from_pretrained(folder / "image", **load).eval().to(device.name)
     text = AutoModelForSequenceClassification.from_pretrained(folder / "text", **load).eval().to(device.name)
+    _fuse_batch_norms(image)
     image = image.to(memory_format=torch.channels_last)
     processor = AutoImageProcessor.from_pretrained(folder / "image", backend="pil", **SAFE)
     return Towers(
@@ -121,6 +123,15 @@ def _load_pocket_layout(folder: Path, device: Device) -> Towers:
         templates=tuple(settings["templates"]),
         weights=_weights_digest(folder, image, text),
     )
+
+
+def _fuse_batch_norms(model: nn.Module) -> None:
+    """Fold each batch norm into the convolution before it: the same answers, in less time."""
+    for module in model.modules():
+        convolution, norm = getattr(module, "convolution", None), getattr(module, "normalization", None)
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            module.convolution = fuse_conv_bn_eval(convolution, norm)
+            module.normalization = nn.Identity()
 
 
 def _features(output: Any) -> Tensor:
