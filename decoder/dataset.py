@@ -185,9 +185,9 @@ def captions_with_nouns(captions: Iterable[str], nouns: Sequence[Noun]) -> list[
         at = 0
         while at < len(words):
             for length in range(min(longest, len(words) - at), 0, -1):
-                noun = forms.get(tuple(words[at : at + length]))
-                if noun is not None:
-                    found[noun] = None
+                named = forms.get(tuple(words[at : at + length]))
+                if named is not None:
+                    found[named] = None
                     at += length
                     break
             else:
