@@ -229,10 +229,10 @@ def too_large(shown: str, max_bytes: int) -> str:
 
 def brief(value: str) -> str:
     """A value as a message may show it: short, on one line, without password and signature."""
+    value = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "?", value.strip())
     if value[:5].lower() == "data:":
         return f"{value.partition(',')[0][:60]},…"
     text = re.sub(r"//[^/?#]*@", "//", value)
     if not text.startswith("/data/"):
         text = re.split(r"[?#]", text, maxsplit=1)[0]
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text.strip())
     return text if len(text) <= 200 else f"{text[:200]}…"

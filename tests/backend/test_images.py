@@ -18,7 +18,7 @@ from unittest import mock
 
 import httpcore
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backend import guarded_http, images
@@ -775,6 +775,7 @@ def fetcher_of_anything() -> Iterator[ImageFetcher]:
 
 
 @given(ANY_VALUE, st.none() | st.integers())
+@example("data:\n0", None)
 def test_any_value_is_bytes_or_an_image_error(
     fetcher_of_anything: ImageFetcher, value: str, task_id: int | None
 ) -> None:

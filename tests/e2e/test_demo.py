@@ -41,4 +41,4 @@ def test_the_demo_checks_itself_and_goes_on_where_it_left_off(tmp_path: Path) ->
     assert found, report
     assert (first.returncode == 0) == (3 * int(found[1]) >= 2 * count)
     if first.returncode:
-        pytest.xfail(f"the first pocket encoder is right on {found[1]} of {count} sample photos; two thirds are wanted")
+        pytest.xfail(f"the pocket encoder is right on {found[1]} of {count} sample photos; two thirds are wanted")
