@@ -62,14 +62,15 @@ def label_images(engine: Engine, images: Sequence[Path], labels: Sequence[str], 
     """One record per image: {"image", "labels": [{"label", "score"}], "captions"} or {"image", "error"}."""
     engine.prepare(labels)
     threads = torch.get_num_threads()
-    chunks = iter([images[start : start + CHUNK] for start in range(0, len(images), CHUNK)])
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     # One core for each chunk, and one chunk more than cores, so that no core waits while another chunk is read.
     pool = ThreadPoolExecutor(threads + 1, "forelabel-label", lambda: torch.set_num_threads(1))
     try:
-        running = deque(pool.submit(_records, engine, c, labels, top) for c in islice(chunks, threads + 1))
+        coming = (pool.submit(_records, engine, chunk, labels, top) for chunk in chunks)  # submitted when drawn
+        running = deque(islice(coming, threads + 1))
         while running:
             records = running.popleft().result()
-            running.extend(pool.submit(_records, engine, c, labels, top) for c in islice(chunks, 1))
+            running.extend(islice(coming, 1))
             yield from records
     finally:
         pool.shutdown(cancel_futures=True)

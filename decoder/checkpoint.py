@@ -32,8 +32,6 @@ from decoder.vocabulary import Vocabulary
 
 FORMAT = 1
 
-ENCODERS = {"openai:": "OpenAI CLIP", "openclip:": "OpenCLIP", "transformers:": "transformers"}
-
 
 def save_decoder(decoder: ObjectDecoder, path: str | Path, encoder: str, fingerprint: str = "") -> None:
     """Write a folder, whole or not at all.

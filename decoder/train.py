@@ -142,7 +142,7 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     first, smoothed = _resume(decoder, optimizer, options, folder / STATE)
-    dictionary = torch.from_numpy(decoder.vocabulary.encode(decoder.vocabulary.nouns)).to(device)
+    dictionary = torch.from_numpy(decoder.vocabulary.dictionary).to(device)
     mixed_precision = device.type == "cuda"
     saved = time.monotonic()
     decoder.train()

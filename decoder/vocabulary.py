@@ -95,8 +95,7 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Compact ids up to the first 0 -> text, as the tokenizer spells it ("ipod" for the dictionary's "iPod")."""
-        ids = list(tokens)
-        key = tuple(ids[: ids.index(END)] if END in ids else ids)
+        key = _before_end(tokens)
         if key not in self._decoded:
             originals = [int(self.tokenizer_ids[id_]) for id_ in key]
             text = self.tokenizer.decode(originals, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -105,23 +104,26 @@ class Vocabulary:
 
     def spelling(self, tokens: Sequence[int]) -> str:
         """As `decode`, but as the dictionary spells the noun, where it has it."""
-        ids = list(tokens)
-        key = tuple(ids[: ids.index(END)] if END in ids else ids)
-        return self._spellings.get(key) or self.decode(ids)
+        return self._spellings.get(_before_end(tokens)) or self.decode(tokens)
 
     @cached_property
     def trie(self) -> Trie:
         """The dictionary as a trie."""
-        return Trie(self._dictionary)
+        return Trie(self.dictionary)
 
     @cached_property
-    def _dictionary(self) -> NDArray[np.int64]:
+    def dictionary(self) -> NDArray[np.int64]:
+        """The dictionary as `encode` gives it."""
         return self.encode(self.nouns)
 
     @cached_property
     def _spellings(self) -> dict[tuple[int, ...], str]:
-        rows = (tuple(int(id_) for id_ in row if id_ != END) for row in self._dictionary)
-        return dict(zip(rows, self.nouns, strict=True))
+        return dict(zip(map(_before_end, self.dictionary.tolist()), self.nouns, strict=True))
+
+
+def _before_end(tokens: Sequence[int]) -> tuple[int, ...]:
+    ids = tuple(tokens)
+    return ids[: ids.index(END)] if END in ids else ids
 
 
 def _tokenize(tokenizer: Any, nouns: Sequence[str]) -> list[list[int]]:

@@ -146,8 +146,8 @@ def embed(model: nn.Module, photos: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, sets: list[PhotoSet], per_set: int = 2500) -> None:
-    """Take the batch norms' statistics anew from whole train photos at EDGE px, as they are shown in use.
+def recalibrate(model: nn.Module, sets: list[NDArray[np.uint8]], per_set: int = 2500) -> None:
+    """Take the batch norms' statistics anew from whole train photos [n, h, w, 3] at EDGE px, as they are shown in use.
 
     Training saw crops at other sizes, whose statistics differ (Touvron et al. 2019).
     """
@@ -157,7 +157,7 @@ def recalibrate(model: nn.Module, sets: list[PhotoSet], per_set: int = 2500) -> 
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over all batches
     model.train()
-    photos = [whole(s.photos[rng.permutation(len(s.photos))[:per_set]], "cpu") for s in sets]
+    photos = [whole(shown[rng.permutation(len(shown))[:per_set]], "cpu") for shown in sets]
     device = next(model.parameters()).device
     pixels = torch.cat(photos)[torch.from_numpy(rng.permutation(sum(map(len, photos))))]
     for batch in pixels.split(250):
@@ -377,8 +377,10 @@ def main() -> None:
         everything = share >= HOLD_OUT_SHARE
         if everything and not unseen_saved:
             unseen_saved = True
-            torch.save({"model": average.state_dict(), "scale": log_scale.exp().item()}, args.out / "image-unseen.pt")
-            print("unseen:", report(average, validation, texts, held_out), flush=True)
+            unseen = copy.deepcopy(average)
+            recalibrate(unseen, [s.photos[seen_mask[s.name].cpu().numpy()[s.labels]] for s in labelled])
+            torch.save({"model": unseen.state_dict(), "scale": log_scale.exp().item()}, args.out / "image-unseen.pt")
+            print("unseen:", report(unseen, validation, texts, held_out), flush=True)
             order, position = epoch_order(everything), 0
         if position + args.batch > len(order):
             order, position = epoch_order(everything), 0
@@ -429,7 +431,7 @@ def main() -> None:
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
     print("before the statistics:", report(average, validation, texts, held_out), flush=True)
-    recalibrate(average, labelled)
+    recalibrate(average, [s.photos for s in labelled])
     torch.save(
         {"model": average.state_dict(), "scale": log_scale.exp().item(), "mean": torch.from_numpy(texts.mean)},
         args.out / "image.pt",
