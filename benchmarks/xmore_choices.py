@@ -27,10 +27,10 @@ PHOTOS = 4000
 BASE = XMoReOptions()
 CHOICES: dict[str, XMoReOptions] = {
     "defaults": BASE,
-    **{f"K = {k}": replace(BASE, captions=k) for k in (4, 8, 16, 32, 64)},
-    **{f"retrieval scale {s}": replace(BASE, retrieval_scale=float(s)) for s in (0, 8, 32, 64)},
-    **{f"entropy gap {g}": replace(BASE, entropy_gap=g) for g in (0.0, 0.5, 1.0, 1.5, 2.0)},
-    **{f"text scale {s}": replace(BASE, text_scale=float(s)) for s in (4, 8, 12, 16, 24)},
+    **{f"K = {k}": replace(BASE, captions=k) for k in (4, 8, 32, 64)},
+    **{f"retrieval scale {s}": replace(BASE, retrieval_scale=float(s)) for s in (8, 32)},
+    **{f"text confidence {c}": replace(BASE, text_confidence=c) for c in (0.01, 0.03, 0.05, 0.1)},
+    **{f"text scale {s}": replace(BASE, text_scale=float(s)) for s in (4, 8, 12, 16)},
 }
 
 

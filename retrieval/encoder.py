@@ -20,7 +20,7 @@ from retrieval.errors import UnreadableImage
 from retrieval.preprocess import MAX_PIXELS, decode_image, to_rgb
 from retrieval.towers import Towers, load_towers
 
-PIXELS_VERSION = "1"
+PIXELS_VERSION = "2"
 """Part of the fingerprint: raise it when decoding or resizing changes what the encoder sees."""
 
 TEXT_BATCH = 256
@@ -143,7 +143,8 @@ class DualEncoder:
             pixels = torch.from_numpy(np.stack(prepared)).to(self.device.name).permute(0, 3, 1, 2).float()
             mean = torch.tensor(preprocessing.mean, device=pixels.device).view(3, 1, 1)
             std = torch.tensor(preprocessing.std, device=pixels.device).view(3, 1, 1)
-            inputs = {"pixel_values": ((pixels * preprocessing.rescale - mean) / std).to(self.device.dtype)}
+            pixels.mul_(preprocessing.rescale / std).sub_(mean / std)
+            inputs = {"pixel_values": pixels.to(self.device.dtype)}
         else:
             inputs = self._move(self._towers.processor(images=prepared, return_tensors="pt"))
         with torch.inference_mode():

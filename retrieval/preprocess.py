@@ -1,6 +1,6 @@
 """Bytes to pixels: decoding of whatever annotators upload, and the resize, crop and scaling that an encoder wants.
 
-`Preprocessing` repeats the steps of transformers' image processors for CLIP and SigLIP with Pillow alone (no
+`Preprocessing` repeats the steps of transformers' image processors for CLIP and SigLIP with Pillow and torch (no
 torchvision); a test holds the two together. Two things are done on top: JPEGs are decoded at the smallest scale that
 still has `OVERSAMPLING` times the edge that the resize needs, and transparency is laid on white.
 """
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from retrieval.errors import ModelError, UnreadableImage
 
@@ -131,12 +133,27 @@ class Preprocessing:
         """RGB image -> uint8 [height, width, 3], resized and cropped but not yet normalised."""
         height, width = self.size
         if self.shortest_edge is None:
-            return np.asarray(image.resize((width, height), self.resample))
-        image = image.resize(_shortest_edge_size(image.size, self.shortest_edge), self.resample)
+            return resize(image, (width, height), self.resample)
+        resized = resize(image, _shortest_edge_size(image.size, self.shortest_edge), self.resample)
         if not self.crop:
-            return np.asarray(image)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return np.asarray(image.crop((left, top, left + width, top + height)))
+            return resized
+        left, top = (resized.shape[1] - width) // 2, (resized.shape[0] - height) // 2
+        return np.asarray(Image.fromarray(resized).crop((left, top, left + width, top + height)))
+
+
+def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
+    """RGB image -> uint8 [height, width, 3] of size (width, height).
+
+    torch has Pillow's bilinear and bicubic filters for bytes; it differs by one level here and there, and takes half
+    the time.
+    """
+    mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(resample)
+    if mode is None:
+        return np.asarray(image.resize(size, resample))
+    channels_last = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = F.interpolate(channels_last, size[::-1], mode=mode, antialias=True, align_corners=False)
+    out: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
+    return out
 
 
 def _shortest_edge_size(size: tuple[int, int], edge: int) -> tuple[int, int]:

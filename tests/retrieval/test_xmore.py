@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retrieval.captions import CaptionIndex
 from retrieval.errors import RetrievalError
-from retrieval.xmore import XMoRe, XMoReOptions, confidence, entropy, mix, softmax, softmax_with_entropy
+from retrieval.xmore import XMoRe, XMoReOptions, confidence, mix, scale_with_confidence, softmax
 
 SCALE = 20.0
 
@@ -90,13 +90,30 @@ def test_a_batch_answers_as_its_images_alone() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(c=st.integers(2, 50), target=st.floats(0.05, 0.95), seed=st.integers(0, 99))
-def test_entropy_is_met_where_it_can_be(c: int, target: float, seed: int) -> None:
-    cosines = unit(1, 8, seed) @ unit(c, 8, seed + 1).T
-    wanted = target * np.log(c)
-    got = entropy(softmax_with_entropy(cosines, np.array([wanted])))[0]
-    flattest, sharpest = (entropy(softmax(s * cosines))[0] for s in (0.5, 200.0))
-    assert got == pytest.approx(np.clip(wanted, sharpest, flattest), abs=2e-3)
+@given(b=st.integers(1, 6), c=st.integers(2, 50), target=st.floats(0, 1), seed=st.integers(0, 99))
+def test_mean_confidence_is_met_where_it_can_be(b: int, c: int, target: float, seed: int) -> None:
+    cosines = unit(b, 8, seed) @ unit(c, 8, seed + 1).T
+    scale = scale_with_confidence(cosines, target)
+    flattest, sharpest = (confidence(softmax(s * cosines)).mean() for s in (0.1, 1000.0))
+    got = confidence(softmax(scale * cosines)).mean()
+    assert got == pytest.approx(np.clip(target, flattest, sharpest), abs=2e-3)
+
+
+def test_the_text_scale_is_calibrated_on_the_captions_themselves() -> None:
+    """Against a slow transcription: every caption asks for its nearest others."""
+    labels, captions = unit(7, 12, 1), unit(30, 12, 2)
+    xmore = XMoRe(labels, index(30, 12, 2), SCALE, XMoReOptions(captions=4, text_confidence=0.1))
+    means = []
+    for i, caption in enumerate(captions):
+        near = sorted((j for j in range(30) if j != i), key=lambda j: -float(caption @ captions[j]))[:4]
+        mean = captions[near].mean(axis=0)
+        means.append(mean / np.linalg.norm(mean))
+    by_text = softmax(xmore.text_scale * np.stack(means) @ labels.T)
+    assert confidence(by_text).mean() == pytest.approx(0.1, abs=1e-4)
+
+
+def test_a_single_caption_calibrates_on_itself() -> None:
+    assert np.isfinite(XMoRe(unit(3, 8, 1), index(1, 8), SCALE).predict(unit(2, 8, 2)).probabilities).all()
 
 
 def test_confidence_and_mix() -> None:
