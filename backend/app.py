@@ -65,15 +65,20 @@ class PrelabelerProtocol(Protocol):
 
     def close(self) -> None: ...
 
-    def setup(self, project: str, label_config: str, hostname: str, access_token: str) -> str:
+    def setup(
+        self, project: str, label_config: str, hostname: str, access_token: str, extra_params: object = None
+    ) -> str:
         """The model version, at once, also while the model loads.
+
+        `extra_params` is what Label Studio holds for the backend in this project, and `params` of `predict` what a
+        request says of the same: {"nouns": [...], "ban": [...]} for the names that open questions get.
 
         Raises:
             LabelingConfigError: the config cannot be used.
         """
 
     def predict(
-        self, tasks: list[dict[str, Any]], *, project: str, label_config: str, deadline: float
+        self, tasks: list[dict[str, Any]], *, project: str, label_config: str, deadline: float, params: object = None
     ) -> list[dict[str, Any] | list[Any]]:
         """One item per task, in order; an empty list for a task without a prediction.
 
@@ -156,8 +161,8 @@ async def _in_thread(work: Callable[..., Any], *args: Any, limiter: anyio.Capaci
 
 def _setup(prelabeler: PrelabelerProtocol, raw: bytes) -> dict[str, Any]:
     body = _json_object(raw)
-    fields = (_text(body, key) for key in ("project", "schema", "hostname", "access_token"))
-    return {"model_version": prelabeler.setup(*fields)}
+    project, schema, hostname, token = (_text(body, key) for key in ("project", "schema", "hostname", "access_token"))
+    return {"model_version": prelabeler.setup(project, schema, hostname, token, body.get("extra_params"))}
 
 
 def _process_event(prelabeler: PrelabelerProtocol, raw: bytes) -> dict[str, Any]:
@@ -181,6 +186,7 @@ def _predict(prelabeler: PrelabelerProtocol, raw: bytes, deadline: float) -> dic
             project=_text(body, "project"),
             label_config=_text(body, "label_config"),
             deadline=deadline,
+            params=body.get("params"),
         )
         for i, item in zip(positions, items, strict=True):
             results[i] = item

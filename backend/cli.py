@@ -30,12 +30,17 @@ app = typer.Typer(
 )
 index_app = typer.Typer(help="Caption indexes, which X-MoRe retrieves from.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
+decoder_app = typer.Typer(help="Decoders, which name images without a label set (NOVIC).", no_args_is_help=True)
+app.add_typer(decoder_app, name="decoder")
 
 Model = Annotated[str | None, typer.Option(help="'pocket', a hub name or a folder. [env: FORELABEL_MODEL]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. [env: FORELABEL_DEVICE]")]
 Store = Annotated[str | None, typer.Option(help="redis://..., sqlite:///... [env: FORELABEL_STORE]")]
 Captions = Annotated[
     str | None, typer.Option(help="Folders of caption indexes, 'default' or 'none'. [env: FORELABEL_CAPTIONS]")
+]
+Decoder = Annotated[
+    str | None, typer.Option(help="'auto' (the bundled one), 'none' or a folder. [env: FORELABEL_DECODER]")
 ]
 StudioUrl = Annotated[str | None, typer.Option(help="Label Studio's address. [env: FORELABEL_STUDIO_URL]")]
 Token = Annotated[str | None, typer.Option(help="Its access token. [env: FORELABEL_STUDIO_TOKEN]")]
@@ -55,6 +60,7 @@ def main() -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     from backend.evaluation import DatasetError
+    from decoder.errors import DecoderError
     from plugin.errors import PluginError
     from retrieval.errors import RetrievalError
 
@@ -63,7 +69,7 @@ def _one_line_errors() -> Iterator[None]:
     except ValidationError as error:
         problems = "; ".join(f"FORELABEL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         _fail(f"a setting is wrong: {problems}", 2)
-    except (RetrievalError, PluginError, DatasetError) as error:
+    except (RetrievalError, DecoderError, PluginError, DatasetError) as error:
         _fail(str(error), 1)
     except BrokenPipeError:  # `forelabel label ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,17 +129,77 @@ def label(
 
     Example: forelabel label photos/ --labels cat,dog,beach --html report.html
     """
-    from contextlib import nullcontext
-
-    from backend.html_report import HtmlReport
-    from backend.labelling import find_images, label_images, read_labels
-    from backend.studio_tasks import studio_task
+    from backend.labelling import label_images, read_labels
+    from backend.studio_tasks import label_task
 
     try:
         label_set = read_labels(labels, labels_file)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     settings = _settings(captions=captions, model=model, device=device, store=store)
+    _write_records(
+        settings,
+        paths,
+        lambda engine, images: label_images(engine, images, label_set, top),
+        lambda record: label_task(record, settings.model),
+        format,
+        html,
+    )
+
+
+@app.command()
+def name(
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched through.")],
+    only: Annotated[str | None, typer.Option(help="Name with these nouns alone, separated by commas.")] = None,
+    only_file: Annotated[Path | None, typer.Option(help="The same, one noun per line.")] = None,
+    ban: Annotated[str | None, typer.Option(help="Never say these nouns, separated by commas.")] = None,
+    decoder: Decoder = None,
+    model: Model = None,
+    device: Device = None,
+    store: Store = None,
+    top: Annotated[int, typer.Option(min=1, help="Nouns written per image.")] = 5,
+    format: Annotated[Format, typer.Option(help="One JSON object per line, or tasks for Label Studio.")] = Format.jsonl,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
+) -> None:
+    """Name what is in images, without a label set.
+
+    Example: forelabel name photos/ --ban person --html report.html
+    """
+    from backend.labelling import name_images, read_words
+    from backend.studio_tasks import name_task
+
+    try:
+        nouns, banned = read_words(only, only_file), read_words(ban, None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not nouns and (only is not None or only_file is not None):
+        raise typer.BadParameter("the list of nouns is empty; name at least one, or leave --only out")
+    settings = _settings(captions="none", decoder=decoder, model=model, device=device, store=store)
+    _write_records(
+        settings,
+        paths,
+        lambda engine, images: name_images(engine, images, top, nouns, banned),
+        lambda record: name_task(record, settings.model, settings.name_threshold),
+        format,
+        html,
+    )
+
+
+def _write_records(
+    settings: Settings,
+    paths: list[Path],
+    answer: Callable[[Any, list[Path]], Iterator[dict[str, Any]]],
+    task: Callable[[dict[str, Any]], dict[str, Any]],
+    format: Format,
+    html: Path | None,
+) -> None:
+    """Write what `answer` says of the images, as it comes, or `task` makes of it; fail at the end if one could not be
+    read."""
+    from contextlib import nullcontext
+
+    from backend.html_report import HtmlReport
+    from backend.labelling import find_images
+
     images = find_images(paths)
     failed, tasks = 0, []
     with (
@@ -141,12 +207,12 @@ def label(
         HtmlReport(html) if html else nullcontext() as report,
         _bar("images", len(images)) as progress,
     ):
-        for record in label_images(engine, images, label_set, top):
+        for record in answer(engine, images):
             failed += "error" in record
             if format is Format.jsonl:
                 _line(record)
             else:
-                tasks.append(studio_task(record, settings.model))
+                tasks.append(task(record))
             if report:
                 report.add(record)
             progress(1)
@@ -211,6 +277,104 @@ def index_build(
     index.save(out)
     _line({"index": str(out), "captions": len(index), "encoder": encoder.name, "fingerprint": encoder.fingerprint})
     encoder.close()
+
+
+@decoder_app.command("train")
+def decoder_train(
+    out: Annotated[Path, typer.Option(help="Folder to write; a decoder that is there is replaced.")],
+    model: Model = None,
+    nouns: Annotated[str, typer.Option(help="FT0 (all of the dictionary) to FT9 (the commonest).")] = "FT6",
+    add_nouns: Annotated[Path | None, typer.Option(help="A file with nouns of your own, one per line.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions to learn from, too: what `index build` reads.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="An .npz file (nouns, embeddings) instead of the dictionary.")
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="Photos, or an .npz (embeddings), for the mean of the images.")
+    ] = None,
+    centre: Annotated[
+        bool | None, typer.Option("--centre/--raw", help="Subtract each modality's mean; else with --photos only.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 1024,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1.5e-3,
+    noise: Annotated[bool, typer.Option(help="Without noise a decoder reads texts, but hardly images.")] = True,
+    texts_per_noun: Annotated[int, typer.Option(min=0, help="Sentences about a noun of middling frequency.")] = 20,
+    hidden: Annotated[int, typer.Option(min=1, help="Width; the paper's is 512.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="The paper's are 6.")] = 3,
+    heads: Annotated[int, typer.Option(min=1)] = 8,
+    feedforward: Annotated[int, typer.Option(min=1)] = 128,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Device = None,
+) -> None:
+    """Train a decoder on texts alone. The same command goes on where it was stopped.
+
+    Example: forelabel decoder train --model openai/clip-vit-base-patch32 --nouns FT6 --out clip-decoder
+    """
+    from backend.decoders import Recipe, Sizes, Texts, train_on_encoder, train_on_file
+    from decoder.noise import Noise
+    from decoder.train import TrainOptions
+    from retrieval.encoder import load_encoder
+
+    if hidden % heads:
+        raise typer.BadParameter(f"a width of {hidden} cannot be divided among {heads} heads")
+    settings = _settings(model=model, device=device)
+    options = TrainOptions(steps=steps, batch=batch, lr=lr, noise=Noise() if noise else None, seed=seed)
+    recipe = Recipe(out, Sizes(hidden, layers, heads, feedforward), options, settings.device, centre)
+    encoder = load_encoder(settings.model, settings.device) if model or not embeddings else None
+    with tqdm(desc="training", total=steps, unit="", file=sys.stderr, disable=None) as bar:
+
+        def trained(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(step - bar.n)
+
+        if encoder and not embeddings:
+            texts = Texts(nouns, add_nouns, captions, texts_per_noun, settings.data_dir / "texts")
+            with tqdm(desc="texts", unit="", file=sys.stderr, disable=None) as counter:
+
+                def embedded(done: int, total: int) -> None:
+                    counter.total = total
+                    counter.update(done - counter.n)
+
+                about = train_on_encoder(recipe, encoder, texts, photos, embedded, trained)
+        elif embeddings:
+            about = train_on_file(recipe, embeddings, encoder, photos, trained)
+    if encoder:
+        encoder.close()
+    _line(about)
+
+
+@decoder_app.command("import")
+def decoder_import(
+    file: Annotated[Path, typer.Argument(help="A .train file as NOVIC's authors publish it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; a decoder that is there is replaced.")],
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Read a published NOVIC checkpoint, check that it fits the encoder, and write it as a decoder of ours.
+
+    Example: forelabel decoder import vitb16_ft2_ta4.train --model google/siglip-base-patch16-224 --out novic
+    """
+    from backend.decoders import import_novic
+    from retrieval.encoder import load_encoder
+
+    settings = _settings(model=model, device=device)
+    encoder = load_encoder(settings.model, settings.device)
+    _line(import_novic(file, encoder, out))
+    encoder.close()
+
+
+@decoder_app.command("info")
+def decoder_info(folder: Annotated[Path, typer.Argument(help="A decoder's folder.")]) -> None:
+    """Say what a decoder is: its sizes, its nouns, its encoder.
+
+    Example: forelabel decoder info clip-decoder
+    """
+    from decoder.checkpoint import describe
+
+    _line(describe(folder))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The parts of retrieval put together by the settings: the service and the command line suggest labels with it."""
+"""The parts of retrieval and the decoder put together by the settings: the service and the commands suggest with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.naming import Namer
 from backend.settings import Settings
 from retrieval.caption_sources import build_index, read_captions
 from retrieval.captions import CaptionIndex, merge
@@ -32,7 +33,7 @@ Progress = Callable[[int], None]
 
 
 class Engine:
-    """Encoder, store, captions and one X-MoRe per label set. Safe to call from several threads."""
+    """Encoder, store, captions, one X-MoRe per label set, and what names images. Safe to call from several threads."""
 
     def __init__(self, settings: Settings, progress: Progress = lambda n: None) -> None:
         """Loads the model, so it takes seconds; the default caption index is built at first use and then kept.
@@ -44,6 +45,7 @@ class Engine:
         self.encoder = load_encoder(settings.model, settings.device, settings.max_image_pixels)
         self.embedder = Embedder(self.encoder, self.store, settings.batch_size)
         self.captions = load_captions(settings, self.encoder, progress)
+        self.namer = Namer(settings.decoder, self.encoder)
         self._lock = threading.Lock()
         self._xmore: OrderedDict[tuple[tuple[str, str | None], ...], XMoRe] = OrderedDict()
 

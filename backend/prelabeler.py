@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -15,14 +17,18 @@ from typing import Any
 
 import numpy as np
 from label_studio_ml.model import LabelStudioMLBase
+from numpy.typing import NDArray
 
 from backend.engine import Engine
 from backend.guarded_http import ImageError
 from backend.images import FetchPolicy, ImageFetcher
 from backend.metrics import Metrics
+from backend.naming import Names
 from backend.settings import Settings
-from plugin.labeling_config import Control, LabelingConfig, image_value, parse_labeling_config
-from plugin.predictions import UNREADABLE, build_prediction, choices_prediction
+from backend.task_options import TaskOptions
+from decoder.errors import DecoderError
+from plugin.labeling_config import Control, Kind, LabelingConfig, image_value, parse_labeling_config
+from plugin.predictions import UNREADABLE, build_prediction, choices_prediction, names_prediction
 from retrieval.embedder import Embedding
 
 logger = logging.getLogger(__name__)
@@ -41,6 +47,41 @@ PROJECTS_KEPT = 10_000
 Item = dict[str, Any] | list[Any]
 
 
+@dataclass(frozen=True)
+class NamingRules:
+    """What a request says of the names it wants."""
+
+    nouns: tuple[str, ...] = ()
+    """Name with these alone; empty for the decoder's dictionary."""
+    banned: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, params: object) -> NamingRules:
+        """From {"nouns": [...], "ban": [...]}, or its JSON text; whatever else there is, is passed over."""
+        if isinstance(params, str):
+            try:
+                params = json.loads(params)
+            except ValueError:
+                return cls()
+        if not isinstance(params, dict):
+            return cls()
+        nouns, banned = (
+            tuple(str(noun).strip() for noun in listed if str(noun).strip()) if isinstance(listed, list) else ()
+            for listed in (params.get("nouns"), params.get("ban"))
+        )
+        return cls(nouns, banned)
+
+
+@dataclass(frozen=True)
+class Project:
+    """What /setup said of a project."""
+
+    hostname: str = ""
+    """Label Studio's address."""
+    token: str = ""
+    rules: NamingRules = NamingRules()
+
+
 class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     """One for all projects; nothing of one project reaches another but the embeddings of identical images."""
 
@@ -52,8 +93,8 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         self._engine: Engine | None = None
         self._failure: Exception | None = None
         self._loaded = threading.Event()
-        self._projects: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        """Project -> (Label Studio's address, token), as /setup brought them."""
+        self._projects: OrderedDict[str, Project] = OrderedDict()
+        self._options = TaskOptions(settings)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="forelabel-load")
         self._fetcher = ImageFetcher(
             FetchPolicy(
@@ -94,13 +135,16 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)  # a model that still loads must not hold up the end
         self._fetcher.close()
+        self._options.close()
         if self._engine:
             self._engine.close()
 
-    def setup(self, project: str, label_config: str, hostname: str, access_token: str) -> str:
+    def setup(
+        self, project: str, label_config: str, hostname: str, access_token: str, extra_params: object = None
+    ) -> str:
         """The model version, at once. Embeds the project's labels in the background."""
         config = parse_labeling_config(label_config)
-        self._projects[project] = (hostname, access_token)
+        self._projects[project] = Project(hostname, access_token, NamingRules.read(extra_params))
         self._projects.move_to_end(project)
         while len(self._projects) > PROJECTS_KEPT:
             self._projects.popitem(last=False)
@@ -110,7 +154,8 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     def _prepare(self, config: LabelingConfig) -> None:
         if self._engine:
             for control in config.controls:
-                self._engine.prepare(*_words(control))
+                if control.labels:
+                    self._engine.prepare(*_words(control))
 
     def process_event(self, action: str, payload: dict[str, Any]) -> None:
         """Webhooks are acknowledged; nothing is learned from them yet."""
@@ -125,10 +170,17 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         project: str = "",
         label_config: str = "",
         deadline: float | None = None,
+        params: object = None,
         **kwargs: Any,
     ) -> list[Item]:
-        """One item per task, in order; an empty list where no image could be read or reached in time."""
+        """One item per task, in order; an empty list where no image could be read or reached in time.
+
+        `params` may hold {"nouns": [...], "ban": [...]}: names for open questions are then held to these nouns, or
+        leave these out. The same in the backend's extra parameters in Label Studio stands for the whole project.
+        """
         config = parse_labeling_config(label_config)
+        asked = NamingRules.read(params)
+        rules = asked if asked != NamingRules() else self._projects.get(project, Project()).rules
         end = (time.monotonic() + self.settings.predict_deadline_s if deadline is None else deadline) - RESERVE_S
         engine = self._wait_for_engine(end)
         if engine is None:
@@ -141,7 +193,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             for chunk in chunks:
                 images = fetching.popleft().result()
                 fetching.extend(ahead.submit(self._fetch, after, config, project, end) for after in islice(coming, 1))
-                items += self._predict_chunk(engine, chunk, config, images, end)
+                items += self._predict_chunk(engine, chunk, config, images, end, project, rules)
         return items
 
     def _wait_for_engine(self, end: float) -> Engine | None:
@@ -160,12 +212,12 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
                 value = image_value(task.get("data") or {}, control)
                 if value:
                     wanted[position, control.image_source] = value
-        hostname, token = self._projects.get(project, ("", ""))
+        studio = self._projects.get(project, Project())
         files = self._fetcher.fetch_many(
             list(wanted.values()),
             task_ids=[tasks[position].get("id") for position, _ in wanted],
-            studio_url=hostname,
-            studio_token=token,
+            studio_url=studio.hostname,
+            studio_token=studio.token,
             deadline=end,
         )
         images: dict[tuple[int, str], bytes] = {}
@@ -183,6 +235,8 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         config: LabelingConfig,
         images: dict[tuple[int, str], bytes],
         end: float,
+        project: str,
+        rules: NamingRules,
     ) -> list[Item]:
         keys = list(images)
         results = engine.embedder.embed([images[key] for key in keys], end, self.metrics.cache)
@@ -198,11 +252,27 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             if not positions:
                 continue
             stacked = np.stack([embeddings[p, control.image_source] for p in positions])
-            probabilities = engine.classify(stacked, *_words(control)).probabilities
-            for position, row in zip(positions, probabilities, strict=True):
-                ranked = list(zip(control.labels, row.tolist(), strict=True))
-                regions.setdefault(position, []).append(choices_prediction(control, ranked, MULTIPLE_THRESHOLD))
+            if control.labels:
+                answers = _choose(engine, control, stacked)
+            else:
+                named = self._name(engine, stacked, rules)
+                answers = [names_prediction(control, n, self.settings.name_threshold) if n else None for n in named]
+                if control.kind is Kind.OPTIONS:
+                    token = self._projects.get(project, Project()).token
+                    named_tasks = [(tasks[p], names) for p, names in zip(positions, named, strict=True)]
+                    self._options.fill(control.options_key, named_tasks, token)
+            for position, answer in zip(positions, answers, strict=True):
+                if answer is not None:
+                    regions.setdefault(position, []).append(answer)
         return [self._item(regions.get(position)) for position in range(len(tasks))]
+
+    def _name(self, engine: Engine, embeddings: NDArray[np.float32], rules: NamingRules) -> list[Names]:
+        """Nouns of each image; none where there is no decoder: what has a label set is answered all the same."""
+        try:
+            return engine.namer.name(embeddings, self.settings.names, rules.nouns, rules.banned)
+        except DecoderError as error:
+            logger.warning("no names: %s", error)
+            return [[] for _ in embeddings]
 
     def _item(self, regions: list[dict[str, Any]] | None) -> Item:
         """The score of a task is that of its least sure answer: uncertainty sampling then shows it early."""
@@ -213,6 +283,14 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     def _unreadable(self, task: dict[str, Any], error: Exception) -> None:
         self.metrics.images_unreadable(1)
         logger.warning("task %s: no prediction: %s", task.get("id"), error)
+
+
+def _choose(engine: Engine, control: Control, embeddings: NDArray[np.float32]) -> list[dict[str, Any] | None]:
+    probabilities = engine.classify(embeddings, *_words(control)).probabilities
+    return [
+        choices_prediction(control, list(zip(control.labels, row.tolist(), strict=True)), MULTIPLE_THRESHOLD)
+        for row in probabilities
+    ]
 
 
 def _words(control: Control) -> tuple[list[str], list[str | None]]:

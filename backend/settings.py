@@ -32,6 +32,16 @@ class Settings(BaseSettings):
     captions: str = "default"
     """"default" is the bundled sentences, "none" turns retrieval off, else folders of `forelabel index build`."""
 
+    decoder: str = "auto"
+    """What names images without a label set: "auto" is the bundled decoder, which fits the pocket encoder; "none", or
+    a folder of `forelabel decoder train` or `import`."""
+
+    names: Annotated[int, Field(ge=1, le=10)] = 5
+    """The most names suggested for an open question."""
+
+    name_threshold: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Names below this score are not suggested, but for the best one: a wrong chip costs the annotator a click."""
+
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("forelabel")))
     """The embedding store and the default caption index live here."""
 

@@ -49,7 +49,8 @@ def beam_search(
 
     Args:
         decoder: in whatever mode; it is put into evaluation mode.
-        embeddings: unit vectors [b, F].
+        embeddings: unit image embeddings [b, F], as the encoder gives them; `ObjectDecoder.read_images` centres them if
+            the decoder wants that.
         beam_width: candidates kept at each step, and the most that are answered.
         guided: only nouns of the dictionary, or of `trie`.
         renormalise: see the module's docstring; guided only.
@@ -70,7 +71,7 @@ def beam_search(
     if not len(vectors):
         return Beams([], [], np.zeros((0, beam_width), np.float32))
     nouns = (trie or decoder.vocabulary.trie) if guided else None
-    scores, tokens = _search(decoder, vectors, beam_width, nouns, renormalise, temperature)
+    scores, tokens = _search(decoder, decoder.read_images(vectors), beam_width, nouns, renormalise, temperature)
     scores, tokens = scores.cpu(), tokens.cpu()
     found = int(torch.isfinite(scores).sum(1).max())
     rows = tokens[:, :found].tolist()

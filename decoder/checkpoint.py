@@ -32,8 +32,13 @@ from decoder.vocabulary import Vocabulary
 
 FORMAT = 1
 
+POCKET = Path(__file__).parent / "pocket"
+"""The bundled decoder, for the pocket encoder's embeddings."""
 
-def save_decoder(decoder: ObjectDecoder, path: str | Path, encoder: str, fingerprint: str = "") -> None:
+
+def save_decoder(
+    decoder: ObjectDecoder, path: str | Path, encoder: str, fingerprint: str = "", dtype: torch.dtype = torch.float32
+) -> None:
     """Write a folder, whole or not at all.
 
     Args:
@@ -41,6 +46,7 @@ def save_decoder(decoder: ObjectDecoder, path: str | Path, encoder: str, fingerp
         path: the folder; replaced if it exists.
         encoder: name of the encoder whose embeddings it decodes.
         fingerprint: that encoder's fingerprint; "" when unknown.
+        dtype: of the weights on disk.
     """
     folder = Path(path).expanduser()
     scratch = folder.with_name(folder.name + ".partial")
@@ -48,7 +54,7 @@ def save_decoder(decoder: ObjectDecoder, path: str | Path, encoder: str, fingerp
     scratch.mkdir(parents=True)
     about = {"format": FORMAT, "encoder": encoder, "fingerprint": fingerprint, "sizes": asdict(decoder.config)}
     (scratch / "decoder.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in decoder.state_dict().items()}
     safetensors.torch.save_file(weights, scratch / "decoder.safetensors")
     (scratch / "nouns.txt").write_text("\n".join(decoder.vocabulary.nouns) + "\n", encoding="utf-8")
     np.save(scratch / "tokens.npy", decoder.vocabulary.tokenizer_ids)
@@ -56,6 +62,31 @@ def save_decoder(decoder: ObjectDecoder, path: str | Path, encoder: str, fingerp
     if folder.exists():
         shutil.rmtree(folder)
     scratch.rename(folder)
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a folder's decoder is: its sizes, nouns and encoder.
+
+    Raises:
+        CheckpointError: there is no decoder of this version's format.
+    """
+    folder = Path(path).expanduser()
+    try:
+        about = json.loads((folder / "decoder.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise CheckpointError(f"{folder} has decoder format {about['format']}; this version reads {FORMAT}")
+        nouns = (folder / "nouns.txt").read_text(encoding="utf-8").splitlines()
+        size = (folder / "decoder.safetensors").stat().st_size
+        return {
+            "decoder": str(folder),
+            "encoder": str(about["encoder"]),
+            "fingerprint": str(about["fingerprint"]),
+            "nouns": len(nouns),
+            "megabytes": round(size / 1e6, 2),
+            **about["sizes"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is no decoder that can be opened: {error}") from error
 
 
 def load_decoder(path: str | Path) -> ObjectDecoder:
@@ -77,6 +108,8 @@ def load_decoder(path: str | Path) -> ObjectDecoder:
         if len(tokens) != config.vocabulary:
             raise CheckpointError(f"{folder} is damaged: {len(tokens)} tokens, but weights for {config.vocabulary}")
         decoder = ObjectDecoder(config, Vocabulary(tokenizer, tokens, config.token_length, nouns))
+        for name in {"text_mean", "image_mean"} & set(weights):
+            setattr(decoder, name, weights[name].float())
         decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except DecoderError:
         raise
@@ -104,7 +137,7 @@ def load_novic(path: str | Path, tokenizer: Any) -> ObjectDecoder:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than weights and settings, so it is not opened: code in it could run. "
-            f"Published NOVIC checkpoints do not need that ({error})"
+            f"Published NOVIC checkpoints do not need that ({str(error).splitlines()[0]})"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read as a checkpoint (truncated?): {error}") from error

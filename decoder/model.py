@@ -15,6 +15,9 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from decoder.vocabulary import Vocabulary
 
+FEW = 16
+"""Images whose mean may stand for the mean of all."""
+
 GELU_SECOND_MOMENT = 0.4252
 """E[gelu(z)^2] of a standard normal z: A in appendix A of the paper."""
 
@@ -111,7 +114,32 @@ class ObjectDecoder(nn.Module):
         self.blocks = [Layer(config) for _ in range(config.layers)]
         self.layers = nn.ModuleList(self.blocks)
         self.norm = nn.LayerNorm(config.hidden, bias=False)
+        self.register_buffer("text_mean", None)
+        self.register_buffer("image_mean", None)
         self._initialise()
+
+    text_mean: Tensor | None
+    """[F], mean of the text embeddings it was trained on; None: it reads embeddings as they are (published ones do)."""
+    image_mean: Tensor | None
+    """[F], mean of the encoder's image embeddings, where it is known."""
+
+    def read_texts(self, embeddings: Tensor) -> Tensor:
+        """Unit text embeddings [b, F] as `forward` takes them: as they are, or centred and of unit norm again."""
+        return embeddings if self.text_mean is None else F.normalize(embeddings - self.text_mean, dim=-1)
+
+    def read_images(self, embeddings: Tensor) -> Tensor:
+        """Unit image embeddings [b, F] as `forward` takes them.
+
+        Images and texts of one encoder lie around different means (the modality gap), so a decoder of centred texts
+        reads images without their own mean. Where that is not known, the mean of FEW or more images stands for it, and
+        the texts' mean for that of fewer, which costs most of the names (docs/naming.md).
+        """
+        if self.text_mean is None:
+            return embeddings
+        mean = self.image_mean
+        if mean is None:
+            mean = embeddings.mean(0) if len(embeddings) >= FEW else self.text_mean
+        return F.normalize(embeddings - mean, dim=-1)
 
     def _initialise(self) -> None:
         c = self.config

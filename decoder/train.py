@@ -149,7 +149,7 @@ def train(
     for step in range(first, options.steps):
         torch.manual_seed(options.seed * 1_000_003 + step)
         batch = samples.draw(np.random.default_rng([options.seed, step]), options.batch)
-        embeddings = torch.from_numpy(batch.embeddings).to(device)
+        embeddings = decoder.read_texts(torch.from_numpy(batch.embeddings).to(device))
         if options.noise is not None:
             embeddings = options.noise(embeddings)
         targets = dictionary[torch.from_numpy(batch.nouns).to(device)]

@@ -1,7 +1,10 @@
 """A project's labeling config -> which questions it asks about which image, and the labels to choose from.
 
-Only `<Choices>` with a written label set that belong to a whole `<Image>` are answered; everything else in a config is
-passed over. What counts as a label and how it is stored follows Label Studio 1.23's editor, see `Label.stored`.
+Questions about a whole `<Image>` are answered, everything else in a config is passed over:
+    <Choices>, <Taxonomy>                        with a written label set: one of its labels
+    <Taxonomy legacy="true">, <TextArea>         without one: any nouns, which the annotator sees as chips or lines
+    <Choices value="$options">                   any nouns, which have to be put into the task's data, too
+What counts as a label and how it is stored follows Label Studio 1.23's editor, see `Label.stored`.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +26,23 @@ _MAX_DEPTH = 100
 _VARIABLE = re.compile(r"\$([\w\[\].{}]+)", re.ASCII)
 """What Label Studio's editor takes for a reference into the task's data: $image, $a.b, $images[0]."""
 _PATH_STEP = re.compile(r"[^.\[\]]+")
-_OPEN_TAGS = ("taxonomy", "textarea")
 _EXAMPLE = (
     '<View><Image name="image" value="$image"/><Choices name="choice" toName="image">'
     '<Choice value="cat"/><Choice value="dog"/></Choices></View>'
 )
+
+
+class Kind(StrEnum):
+    """The tag of a question, which decides how its answer is written."""
+
+    CHOICES = "choices"
+    TAXONOMY = "taxonomy"
+    TEXTAREA = "textarea"
+    OPTIONS = "options"
+    """Choices that take their labels from each task's data."""
+
+
+_QUESTIONS = frozenset(kind.value for kind in Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,7 @@ class Label:
     alias: str | None = None
     hint: str | None = None
     path: tuple[str, ...] | None = None
-    """From the outermost `<Choice>` to this one; only where the Choices say allowNested="true"."""
+    """From the outermost `<Choice>` to this one; in a Taxonomy, and where Choices say allowNested="true"."""
 
     @property
     def text(self) -> str:
@@ -67,9 +83,12 @@ class Control:
     to_name: str
     multiple: bool
     labels: tuple[Label, ...]
-    """Never empty; no two are stored alike."""
+    """No two are stored alike; empty for an open question, which is answered with nouns."""
     image_source: str
     """The Image tag's value as written, such as "$image"; `image_value` reads it off a task."""
+    kind: Kind = Kind.CHOICES
+    options_key: str = ""
+    """Of OPTIONS: the key of a task's data that holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +120,7 @@ def _parse_cached(xml: str) -> LabelingConfig:
     controls: list[Control] = []
     refusals: list[str] = []
     for element, in_repeater in elements:
-        if _tag(element) == "choices":
+        if _tag(element) in _QUESTIONS:
             outcome = _control(element, images, in_repeater)
             if isinstance(outcome, Control):
                 controls.append(outcome)
@@ -161,7 +180,7 @@ def config_from_template(template: str, labels: Sequence[str] = ()) -> str:
     if not wanted:
         return xml
     root = _read_xml(xml)
-    choices = next((element for element, _ in _walk(root) if _tag(element) == "choices"), None)
+    choices = next((e for e, _ in _walk(root) if _tag(e) == "choices" and not e.get("value")), None)
     if choices is None:
         raise LabelingConfigError(f"The template {template!r} has no <Choices> to put the labels in. See {_EXAMPLE}")
     choices[:] = [ElementTree.Element("Choice", {"value": label}) for label in wanted]
@@ -227,43 +246,50 @@ def _images(elements: Sequence[tuple[ElementTree.Element, bool]]) -> dict[str, s
 
 
 def _control(element: ElementTree.Element, images: Mapping[str, str], in_repeater: bool) -> Control | str:
-    """The question these Choices ask, or why it cannot be answered."""
+    """The question this tag asks, or why it cannot be answered."""
     name, targets = element.get("name"), element.get("toName", "")
+    tag = f'<{element.tag} name="{name}">'
     if not name:
-        return "a <Choices> has no name: give it one"
+        return f"a <{element.tag}> has no name: give it one"
     for flag, what in (("perRegion", "regions"), ("perItem", "single pages")):
         if _flag(element, flag):
-            return f'<Choices name="{name}"> label {what} ({flag}="true"): add Choices for the whole image'
+            return f'{tag} labels {what} ({flag}="true"): add one for the whole image'
     if in_repeater:
-        return f'<Choices name="{name}"> stand in a <Repeater>, which is not supported: take them out'
+        return f"{tag} stands in a <Repeater>, which is not supported: take it out"
     target = next((target for target in map(str.strip, targets.split(",")) if target in images), None)
     if target is None:
         known = ", ".join(f'"{image}"' for image in images)
-        return f'<Choices name="{name}"> belong to toName="{targets}", which is no image: point it at {known}'
+        return f'{tag} belongs to toName="{targets}", which is no image: point it at {known}'
     source = images[target]
     if not _VARIABLE.search(source) and not source.startswith("$"):
         return f'<Image name="{target}"> shows "{source}" in every task: write value="$image" to show the task\'s own'
-    labels = _labels(element)
-    if not labels:
-        if "$" in element.get("value", "") or element.get("apiUrl"):
-            return (
-                f'<Choices name="{name}"> take their labels from each task, which comes with the decoder (NOVIC) '
-                "in a later version: write the labels as <Choice> tags"
-            )
-        return f'<Choices name="{name}"> have an empty label set: put <Choice value="..."/> tags in'
+    kind = Kind(_tag(element))
+    labels = () if kind is Kind.TEXTAREA else _labels(element, nested=kind is Kind.TAXONOMY)
     multiple = element.get("choice", "").strip().lower() == "multiple"
-    return Control(from_name=name, to_name=target, multiple=multiple, labels=labels, image_source=source)
+    options = ""
+    if kind is Kind.CHOICES and not labels:
+        variable = _VARIABLE.fullmatch(element.get("value", "").strip())
+        if variable is None:
+            return f'{tag} has an empty label set: put <Choice value="..."/> tags in, or value="$options" for any nouns'
+        kind, options = Kind.OPTIONS, variable[1]
+    if kind is Kind.TAXONOMY and not labels and not _flag(element, "legacy"):
+        return (
+            f'{tag} has no labels, and shows no others: put <Choice value="..."/> tags in, or add legacy="true" to be '
+            "suggested any nouns"
+        )
+    return Control(name, target, multiple, labels, source, kind, options)
 
 
-def _labels(choices: ElementTree.Element) -> tuple[Label, ...]:
+def _labels(element: ElementTree.Element, nested: bool) -> tuple[Label, ...]:
     """The labels an annotator can pick, in order. A <View> may group them.
 
-    As in the editor, a Choice within a Choice exists only with allowNested="true", and then the outer one only stands
-    for all of its inner ones. Values with a variable in them read differently in every task and are left out.
+    As in the editor, a Choice within a Choice exists only in a Taxonomy or with allowNested="true", and then the outer
+    one only stands for all of its inner ones. Values with a variable in them read differently in every task and are
+    left out.
     """
-    nested = _flag(choices, "allowNested")
+    nested = nested or _flag(element, "allowNested")
     found: dict[tuple[str, ...], Label] = {}
-    waiting: list[tuple[ElementTree.Element, tuple[str, ...]]] = [(child, ()) for child in reversed(choices)]
+    waiting: list[tuple[ElementTree.Element, tuple[str, ...]]] = [(child, ()) for child in reversed(element)]
     while waiting:
         element, parents = waiting.pop()
         if _tag(element) != "choice":
@@ -281,16 +307,10 @@ def _labels(choices: ElementTree.Element) -> tuple[Label, ...]:
 def _nothing_to_answer(elements: Sequence[tuple[ElementTree.Element, bool]], refusals: Sequence[str]) -> str:
     if refusals:
         return "Nothing in the labeling config can be answered: " + "; ".join(refusals[:5]) + "."
-    for element, _ in elements:
-        if _tag(element) in _OPEN_TAGS:
-            return (
-                f'The labeling config asks an open question (<{element.tag} name="{element.get("name", "")}">) and has '
-                "no <Choices>. Naming without a label set comes with the decoder (NOVIC) in a later version; "
-                f"until then add the labels to choose from, as in {_EXAMPLE}"
-            )
     return (
-        f"The labeling config has no <Choices>; it has {_kinds(elements)}. Forelabel suggests one of a list of labels: "
-        f"add the list in the project's Settings > Labeling Interface, as in {_EXAMPLE}"
+        f"The labeling config asks nothing about a whole image; it has {_kinds(elements)}. Forelabel answers "
+        "<Choices>, <Taxonomy> and <TextArea>: add one in the project's Settings > Labeling Interface, as in "
+        + _EXAMPLE
     )
 
 

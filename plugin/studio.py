@@ -116,6 +116,10 @@ class Studio:
         )
         return int(project.id)
 
+    def update_task(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Replace a task's data."""
+        self.call(f"update task {task_id}", lambda sdk: sdk.tasks.update(str(task_id), data=dict(data)))
+
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
         """Add tasks, each given as its data. The ids of the new tasks, in the same order."""
         return [

@@ -76,6 +76,11 @@ class DualEncoder:
         return self._towers.templates
 
     @property
+    def tokenizer(self) -> Any:
+        """The text tower's tokenizer, of transformers."""
+        return self._towers.tokenizer
+
+    @property
     def min_edge(self) -> int | None:
         """JPEGs are decoded at the smallest scale whose shorter edge is this long; None decodes in full."""
         return self._towers.preprocessing.min_edge if self._towers.preprocessing else None

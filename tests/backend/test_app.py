@@ -37,14 +37,16 @@ class FakePrelabeler:
     def close(self) -> None:
         self.closed = True
 
-    def setup(self, project: str, label_config: str, hostname: str, access_token: str) -> str:
+    def setup(
+        self, project: str, label_config: str, hostname: str, access_token: str, extra_params: object = None
+    ) -> str:
         if "bad" in label_config:
             raise LabelingConfigError("there is no <Choices> for an image; add one")
         self.calls.append({"project": project, "hostname": hostname, "access_token": access_token})
         return "v1"
 
     def predict(
-        self, tasks: list[dict[str, Any]], *, project: str, label_config: str, deadline: float
+        self, tasks: list[dict[str, Any]], *, project: str, label_config: str, deadline: float, params: object = None
     ) -> list[dict[str, Any] | list[Any]]:
         if "bad" in label_config:
             raise LabelingConfigError("there is no <Choices> for an image; add one")

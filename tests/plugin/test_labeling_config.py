@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import LabelingConfigError
-from plugin.labeling_config import Control, Label, config_from_template, image_value, parse_labeling_config
+from plugin.labeling_config import Control, Kind, Label, config_from_template, image_value, parse_labeling_config
 
 IMAGE = '<Image name="i" value="$image"/>'
 CHOICES = '<Choices name="c" toName="i"><Choice value="cat"/><Choice value="dog"/></Choices>'
@@ -103,6 +103,38 @@ def test_several_images_and_questions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tag", "kind", "multiple"),
+    [
+        ('<Taxonomy name="c" toName="i" legacy="true"/>', Kind.TAXONOMY, False),
+        ('<TextArea name="c" toName="i"/>', Kind.TEXTAREA, False),
+        ('<TextArea name="c" toName="i"><Choice value="ignored"/></TextArea>', Kind.TEXTAREA, False),
+        ('<Choices name="c" toName="i" value="$options"/>', Kind.OPTIONS, False),
+        ('<choices name="c" toName="i" value=" $options " choice="multiple"/>', Kind.OPTIONS, True),
+    ],
+)
+def test_open_questions(tag: str, kind: Kind, multiple: bool) -> None:
+    key = "options" if kind is Kind.OPTIONS else ""
+    assert only_control(view(IMAGE, tag)) == Control("c", "i", multiple, (), "$image", kind, key)
+
+
+def test_a_taxonomy_with_labels_is_closed() -> None:
+    tree = (
+        '<Choice value="animal"><Choice value="dog"/><Choice value="cat" alias="felis"/></Choice><Choice value="car"/>'
+    )
+    control = only_control(view(IMAGE, f'<Taxonomy name="c" toName="i">{tree}</Taxonomy>'))
+    assert control.kind is Kind.TAXONOMY
+    assert [label.stored for label in control.labels] == [["animal", "dog"], ["animal", "felis"], ["car"]]
+
+
+def test_a_label_set_and_an_open_tag_side_by_side() -> None:
+    config = parse_labeling_config(view(IMAGE, CHOICES, '<Taxonomy name="t" toName="i" legacy="true"/>'))
+    assert [(control.kind, bool(control.labels)) for control in config.controls] == [
+        (Kind.CHOICES, True),
+        (Kind.TAXONOMY, False),
+    ]
+
+
+@pytest.mark.parametrize(
     ("xml", "says"),
     [
         ("", "empty"),
@@ -114,16 +146,17 @@ def test_several_images_and_questions() -> None:
         ("<View/>", "no <Image>"),
         (view('<Text name="t" value="$text"/>'), "<View>, <Text>"),
         (view('<Image value="$image"/>', CHOICES), "no <Image>"),
-        (view(IMAGE), "no <Choices>"),
-        (view(IMAGE, '<Taxonomy name="tax" toName="i"/>'), 'Taxonomy name="tax".*decoder'),
-        (view(IMAGE, '<TextArea name="t" toName="i"/>'), "decoder"),
+        (view(IMAGE), "asks nothing about a whole image; it has <View>, <Image>"),
+        (view(IMAGE, '<Taxonomy name="tax" toName="i"/>'), 'Taxonomy name="tax".*add legacy="true"'),
+        (view(IMAGE, '<TextArea name="t" toName="i" perRegion="true"/>'), "regions"),
+        (view(IMAGE, '<TextArea name="t" toName="text"/>'), "no image"),
         (view(IMAGE, '<Choices name="c" toName="i"/>'), "empty label set"),
         (view(IMAGE, '<Choices name="c" toName="i"><Choice value=" "/><Choice/></Choices>'), "empty label set"),
-        (view(IMAGE, '<Choices name="c" toName="i" value="$options"/>'), "from each task.*decoder"),
+        (view(IMAGE, '<Choices name="c" toName="i" value="options"/>'), 'value="\\$options"'),
         (view(IMAGE, '<Choices name="c" toName="j"><Choice value="x"/></Choices>'), 'toName="j".*point it at "i"'),
         (view(IMAGE, '<Choices name="c"><Choice value="x"/></Choices>'), "no image"),
         (view(IMAGE, '<Choices toName="i"><Choice value="x"/></Choices>'), "no name"),
-        (view(IMAGE, CHOICES.replace('toName="i"', 'toName="i" perRegion="true"')), "label regions"),
+        (view(IMAGE, CHOICES.replace('toName="i"', 'toName="i" perRegion="true"')), "labels regions"),
         (view(IMAGE, CHOICES.replace('toName="i"', 'toName="i" perItem="true"')), "single pages"),
         (view(f'<Repeater on="$images" indexFlag="{{{{idx}}}}">{IMAGE}{CHOICES}</Repeater>'), "Repeater"),
         (view('<Image name="i" value="image"/>', CHOICES), 'write value="\\$image"'),
@@ -192,8 +225,27 @@ def test_templates(template: str, multiple: bool) -> None:
     assert [label.value for label in control.labels] == ["cat", "dog", 'black & "white" <3']
 
 
+@pytest.mark.parametrize(
+    ("template", "kinds"),
+    [
+        ("image-naming", [Kind.TAXONOMY]),
+        ("image-naming-text", [Kind.TEXTAREA]),
+        ("image-naming-options", [Kind.OPTIONS]),
+        ("image-classification-and-naming", [Kind.CHOICES, Kind.TAXONOMY]),
+    ],
+)
+def test_templates_of_open_questions(template: str, kinds: list[Kind]) -> None:
+    assert [control.kind for control in parse_labeling_config(config_from_template(template)).controls] == kinds
+
+
+def test_open_templates_take_no_labels() -> None:
+    for template in ("image-naming", "image-naming-options"):
+        with pytest.raises(LabelingConfigError, match="no <Choices> to put"):
+            config_from_template(template, ["cat"])
+
+
 def test_a_missing_template_is_answered_with_those_there_are() -> None:
-    with pytest.raises(LabelingConfigError, match="image-classification, image-tags"):
+    with pytest.raises(LabelingConfigError, match="image-classification, .*image-naming, .*image-tags"):
         config_from_template("no-such-template")
 
 
@@ -205,9 +257,13 @@ def test_a_template_without_choices_takes_no_labels(tmp_path) -> None:
 
 
 XML_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff"))
-TAGS = st.sampled_from(["View", "Image", "Choices", "Choice", "Taxonomy", "Repeater", "choices", "x:Choice", "A"])
+TAGS = st.sampled_from(
+    ["View", "Image", "Choices", "Choice", "Taxonomy", "TextArea", "Repeater", "choices", "x:Choice", "A"]
+)
 ATTRIBUTES = st.dictionaries(
-    st.sampled_from(["name", "toName", "value", "valueList", "alias", "hint", "choice", "allowNested", "perRegion"]),
+    st.sampled_from(
+        ["name", "toName", "value", "valueList", "alias", "hint", "choice", "allowNested", "perRegion", "legacy"]
+    ),
     st.sampled_from(["i", "c", "$image", "$a.b[0]", "true", "multiple", "i,c", "", "cat"]) | XML_TEXT,
 )
 
@@ -234,7 +290,7 @@ def test_any_text_gives_controls_or_a_labeling_config_error(xml: str) -> None:
         return
     assert controls
     for control in controls:
-        assert control.labels
+        assert control.labels or control.kind is not Kind.CHOICES
         kept = [tuple(label.stored) if label.path else label.stored for label in control.labels]
         assert len(set(kept)) == len(kept)
         assert image_value({"image": "x.png"}, control) in (None, "x.png") or "$" in control.image_source

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin.labeling_config import Control, Label, parse_labeling_config
-from plugin.predictions import UNREADABLE, build_prediction, choices_prediction
+from plugin.labeling_config import Control, Kind, Label, parse_labeling_config
+from plugin.predictions import UNREADABLE, build_prediction, choices_prediction, names_prediction, options
 
 CAT, DOG, OWL = Label("Cat", alias="cat"), Label("dog"), Label("owl", path=("bird", "owl"))
 SINGLE = Control("c", "i", multiple=False, labels=(CAT, DOG, OWL), image_source="$image")
@@ -38,6 +38,43 @@ def test_what_is_ticked(
     control: Control, ranked: list[tuple[Label, float]], threshold: float, choices: list[object]
 ) -> None:
     assert choices_prediction(control, ranked, threshold)["value"] == {"choices": choices}
+
+
+NAMES = [("otter", 0.6), ("sea otter", 0.25), ("beaver", 0.05)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "multiple", "type_", "value"),
+    [
+        (Kind.TAXONOMY, False, "taxonomy", {"taxonomy": [["otter"], ["sea otter"]]}),
+        (Kind.TEXTAREA, False, "textarea", {"text": ["otter", "sea otter"]}),
+        (Kind.OPTIONS, False, "choices", {"choices": ["otter"]}),
+        (Kind.OPTIONS, True, "choices", {"choices": ["otter", "sea otter"]}),
+    ],
+)
+def test_names_as_each_tag_holds_them(kind: Kind, multiple: bool, type_: str, value: dict[str, object]) -> None:
+    region = names_prediction(Control("t", "i", multiple, (), "$image", kind), NAMES, 0.1)
+    assert region == {"from_name": "t", "to_name": "i", "type": type_, "value": value, "score": 0.6}
+
+
+def test_the_best_name_is_given_however_unsure_it_is() -> None:
+    control = Control("t", "i", False, (), "$image", Kind.TEXTAREA)
+    assert names_prediction(control, NAMES, 0.9)["value"] == {"text": ["otter"]}
+    with pytest.raises(ValueError, match="give at least one"):
+        names_prediction(control, [], 0.1)
+
+
+def test_options_show_their_score_and_cannot_inject() -> None:
+    assert options([("otter", 0.614), ("<b>", 0.0)]) == [
+        {"value": "otter", "html": "otter <b>61%</b>"},
+        {"value": "<b>", "html": "&lt;b&gt; <b>0%</b>"},
+    ]
+
+
+def test_a_taxonomy_with_labels_holds_paths() -> None:
+    control = Control("t", "i", False, (Label("dog", path=("animal", "dog")),), "$image", Kind.TAXONOMY)
+    region = choices_prediction(control, [(control.labels[0], 0.5)], 0.1)
+    assert (region["type"], region["value"]) == ("taxonomy", {"taxonomy": [["animal", "dog"]]})
 
 
 def test_nothing_ranked_is_a_mistake_of_the_caller() -> None:

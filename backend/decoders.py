@@ -1,0 +1,244 @@
+"""What `forelabel decoder train | import | info` do: make decoders, and say what one is."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from backend.labelling import find_images
+from decoder.checkpoint import describe, load_novic, save_decoder
+from decoder.dataset import EmbeddedTexts, captions_with_nouns, embed_texts, multisets, prompts
+from decoder.errors import CheckpointError, DecoderError, NounError
+from decoder.model import DecoderConfig, ObjectDecoder
+from decoder.nouns import load_nouns
+from decoder.train import EmbeddedNouns, Samples, TrainOptions, train
+from decoder.vocabulary import Vocabulary
+from retrieval.caption_sources import read_captions
+from retrieval.devices import choose_device
+from retrieval.encoder import DualEncoder
+from retrieval.errors import UnreadableImage
+from retrieval.towers import POCKET
+
+MEAN_PHOTOS = 2000
+"""Photos whose mean stands for the encoder's; of more, evenly spaced ones are taken."""
+
+SHARES = (0.5, 0.1, 0.1, 0.3)
+"""Of prompts, pairs, triples and captions among the samples; the paper gives captions 30 %."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a new decoder, in the terms of `DecoderConfig`."""
+
+    hidden: int
+    layers: int
+    heads: int
+    feedforward: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train and how, whatever the texts come from."""
+
+    out: Path
+    sizes: Sizes
+    options: TrainOptions
+    device: str = "auto"
+    centre: bool | None = None
+    """None: where the images' mean is known, or the embeddings come from a file."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What texts an encoder embeds for training."""
+
+    threshold: str = "FT6"
+    """Which nouns of the dictionary, "FT0" to "FT9"."""
+    added: Path | None = None
+    """A file with nouns of the user's own."""
+    captions: Path | None = None
+    """Any source that `forelabel index build` reads; those that name a noun join the training."""
+    per_noun: int = 20
+    """Sentences about a noun of middling frequency."""
+    cache: Path = Path("texts")
+    """Folder that keeps the embeddings."""
+
+
+def train_on_file(
+    recipe: Recipe,
+    file: Path,
+    encoder: DualEncoder | None,
+    photos: Path | None,
+    progress: Callable[[int, float], None],
+) -> dict[str, Any]:
+    """Train on text embeddings that were made elsewhere: an .npz with the arrays `nouns` and `embeddings`.
+
+    Args:
+        recipe: what to train.
+        file: several rows may have the same noun.
+        encoder: whose embeddings they are, where it is at hand: gives the tokenizer, and the decoder is tied to it.
+        photos: a folder of photos for `encoder`, or an .npz with image embeddings, for the mean of the images.
+        progress: told the steps done and the loss.
+
+    Returns:
+        What there is to say of the result.
+
+    Raises:
+        NounError: the file cannot be used.
+        DecoderError: the embeddings are of another size than the encoder's.
+    """
+    arrays = read_arrays(file, ("nouns", "embeddings"))
+    # A mixture of two nouns is what a photo of two things is near to; without any, more of the photos are misread.
+    samples = EmbeddedNouns(arrays["nouns"], arrays["embeddings"], mixtures=(2, 1, 1))
+    dim = samples.vectors.shape[1]
+    if encoder is not None and encoder.dim != dim:
+        raise DecoderError(f"{file} holds embeddings of length {dim}, but those of {encoder.name} have {encoder.dim}")
+    tokenizer = encoder.tokenizer if encoder else AutoTokenizer.from_pretrained(POCKET / "text")
+    vocabulary = Vocabulary.from_nouns(tokenizer, samples.nouns)
+    mean = samples.vectors.mean(0) if recipe.centre in (None, True) else None
+    return _train(recipe, vocabulary, samples, encoder, dim, mean, photos, progress)
+
+
+def train_on_encoder(
+    recipe: Recipe,
+    encoder: DualEncoder,
+    texts: Texts,
+    photos: Path | None,
+    embedding: Callable[[int, int], None],
+    progress: Callable[[int, float], None],
+) -> dict[str, Any]:
+    """Train on texts about the nouns of a dictionary, embedded with an encoder.
+
+    Args:
+        recipe: what to train.
+        encoder: whose image embeddings are to be named.
+        texts: which texts.
+        photos: a folder of photos, for the mean of the images.
+        embedding: told the texts embedded and their number.
+        progress: told the steps done and the loss.
+
+    Returns:
+        What there is to say of the result.
+
+    Raises:
+        NounError: the nouns cannot be used.
+    """
+    nouns = load_nouns(texts.threshold, texts.added)
+    vocabulary = Vocabulary.from_nouns(encoder.tokenizer, [noun.singular for noun in nouns])
+    singles = prompts(nouns, texts.per_noun)
+    pairs, triples = (multisets(nouns, len(singles) // 4, size) for size in (2, 3))
+    written = captions_with_nouns(read_captions(texts.captions), nouns) if texts.captions else []
+    kinds = (singles, pairs, triples, written)
+    every = [text for kind in kinds for text in kind]
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        embedding(done, len(every))
+
+    embeddings = embed_texts(every, encoder, texts.cache, count)
+    samples = EmbeddedTexts(kinds, SHARES, embeddings)
+    centred = recipe.centre if recipe.centre is not None else photos is not None
+    mean = np.asarray(embeddings[: len(singles)], np.float32).mean(0) if centred else None
+    return _train(recipe, vocabulary, samples, encoder, encoder.dim, mean, photos, progress)
+
+
+def _train(
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    samples: Samples,
+    encoder: DualEncoder | None,
+    dim: int,
+    text_mean: NDArray[np.float32] | None,
+    photos: Path | None,
+    progress: Callable[[int, float], None],
+) -> dict[str, Any]:
+    sizes = recipe.sizes
+    config = DecoderConfig(
+        embedding_dim=dim,
+        vocabulary=len(vocabulary),
+        token_length=vocabulary.token_length,
+        hidden=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        feedforward=sizes.feedforward,
+    )
+    torch.manual_seed(recipe.options.seed)
+    decoder = ObjectDecoder(config, vocabulary)
+    if text_mean is not None:
+        decoder.text_mean = torch.from_numpy(text_mean)
+        if photos is not None:
+            decoder.image_mean = torch.from_numpy(_image_mean(photos, encoder, dim))
+    decoder = decoder.to(choose_device(recipe.device).name)
+    state = recipe.out.with_name(recipe.out.name + ".training")
+    began = time.monotonic()
+    loss = train(decoder, samples, recipe.options, state, progress)
+    seconds = time.monotonic() - began
+    about = (encoder.name, encoder.fingerprint) if encoder else ("", "")
+    save_decoder(decoder, recipe.out, *about)
+    for file in state.glob("*"):
+        file.unlink()
+    state.rmdir()
+    return {**describe(recipe.out), "loss": round(loss, 4), "seconds": round(seconds, 1)}
+
+
+def _image_mean(photos: Path, encoder: DualEncoder | None, dim: int) -> NDArray[np.float32]:
+    if photos.suffix == ".npz":
+        vectors = np.asarray(read_arrays(photos, ("embeddings",))["embeddings"], np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != dim or not len(vectors):
+            raise DecoderError(f"{photos} holds embeddings of shape {vectors.shape}; need [n, {dim}], n > 0")
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    else:
+        if encoder is None:
+            raise DecoderError("photos are embedded with an encoder: say which with --model, or give an .npz file")
+        files = find_images([photos])
+        step = max(1, len(files) // MEAN_PHOTOS)
+        outcomes = encoder.iter_embed_images([file.read_bytes() for file in files[::step]])
+        vectors = np.array([outcome for outcome in outcomes if not isinstance(outcome, UnreadableImage)])
+        if not len(vectors):
+            raise DecoderError(f"there are no photos that can be read in {photos}")
+    mean: NDArray[np.float32] = vectors.mean(0).astype(np.float32)
+    return mean
+
+
+def import_novic(file: Path, encoder: DualEncoder, out: Path) -> dict[str, Any]:
+    """Read a published `.train` file and write our own form.
+
+    Raises:
+        CheckpointError: the file cannot be used, or is for other embeddings than the encoder's.
+    """
+    decoder = load_novic(file, encoder.tokenizer)
+    if decoder.config.embedding_dim != encoder.dim:
+        raise CheckpointError(
+            f"{file} decodes embeddings of length {decoder.config.embedding_dim}, but those of {encoder.name} have "
+            f"{encoder.dim}: name the encoder that it was trained for with --model (docs/naming.md lists them)"
+        )
+    save_decoder(decoder, out, encoder.name, encoder.fingerprint)
+    return describe(out)
+
+
+def read_arrays(file: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz file, read without executing anything in it.
+
+    Raises:
+        NounError: it cannot be read, or an array is missing.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
+            missing = [name for name in names if name not in held.files]
+            if missing:
+                raise NounError(f"{file} holds the arrays {held.files}, but no {missing[0]!r}; it needs {list(names)}")
+            return {name: held[name] for name in names}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise NounError(f"{file} cannot be read as an .npz file with {list(names)}: {error}") from error
