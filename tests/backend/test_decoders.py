@@ -9,44 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer import BadParameter
 
 from backend.decoders import import_novic, read_arrays
 from backend.naming import Namer
-from decoder.checkpoint import load_decoder, save_decoder
+from decoder.checkpoint import load_decoder
 from decoder.errors import CheckpointError, DecoderError, NounError
-from decoder.model import DecoderConfig, ObjectDecoder
-from decoder.vocabulary import Vocabulary
-from retrieval.encoder import DualEncoder, load_encoder
+from retrieval.encoder import DualEncoder
+from tests.backend.conftest import WORDS
 from tests.backend.test_cli import data_dir, photos, run  # noqa: F401 - fixtures
 from tests.decoder.published import Sizes, make_published
 
-WORDS = ["cat", "dog", "fire truck", "banana", "palm tree", "teapot"]
 SMALL = ["--steps", "120", "--batch", "64", "--hidden", "32", "--layers", "1", "--heads", "4", "--feedforward", "32"]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> DualEncoder:
-    return load_encoder("pocket", "cpu")
-
-
-@pytest.fixture(scope="module")
-def texts(encoder: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("texts") / "texts.npz"
-    np.savez(file, nouns=np.array(WORDS), embeddings=encoder.embed_texts(WORDS).astype(np.float16))
-    return file
-
-
-@pytest.fixture(scope="module")
-def trained(encoder: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained decoder of WORDS for the pocket encoder."""
-    torch.manual_seed(0)
-    vocabulary = Vocabulary.from_nouns(encoder.tokenizer, WORDS)
-    config = DecoderConfig(encoder.dim, len(vocabulary), vocabulary.token_length, 2, 32, 1, 4, 16)
-    folder = tmp_path_factory.mktemp("decoders") / "small"
-    save_decoder(ObjectDecoder(config, vocabulary), folder, encoder.name, encoder.fingerprint)
-    return folder
 
 
 def test_train_on_a_file_and_name_the_texts_back(texts: Path, encoder: DualEncoder, tmp_path: Path) -> None:
@@ -150,9 +124,9 @@ def test_import_with_the_wrong_encoder_or_file(tmp_path: Path, capsys: pytest.Ca
         assert status == 1 and message in errors and "\n" not in errors.strip()
 
 
-def test_name_writes_one_line_per_image(trained: Path, photos: Path) -> None:  # noqa: F811
+def test_name_writes_one_line_per_image(small_decoder: Path, photos: Path) -> None:  # noqa: F811
     (photos / "bad.jpg").write_text("I am no JPEG")
-    status, lines, errors = run("name", str(photos), "--decoder", str(trained), "--top", "4", "--ban", "Cat, dog")
+    status, lines, errors = run("name", str(photos), "--decoder", str(small_decoder), "--top", "4", "--ban", "Cat, dog")
     assert status == 1 and "1 of 3 images" in errors
     assert [("error" in line) for line in lines] == [False, True, False]
     for line in (lines[0], lines[2]):
@@ -160,12 +134,12 @@ def test_name_writes_one_line_per_image(trained: Path, photos: Path) -> None:  #
         assert not {item["label"] for item in line["labels"]} & {"cat", "dog"}
 
 
-def test_name_for_studio(trained: Path, photos: Path) -> None:  # noqa: F811
+def test_name_for_studio(small_decoder: Path, photos: Path) -> None:  # noqa: F811
     from typer.testing import CliRunner
 
     from backend.cli import app
 
-    result = CliRunner().invoke(app, ["name", str(photos), "--decoder", str(trained), "--format", "studio"])
+    result = CliRunner().invoke(app, ["name", str(photos), "--decoder", str(small_decoder), "--format", "studio"])
     tasks = json.loads(result.stdout)
     for task in tasks:
         (region,) = task["predictions"][0]["result"]
@@ -184,11 +158,11 @@ def test_name_for_studio(trained: Path, photos: Path) -> None:  # noqa: F811
 def test_name_says_what_is_wrong(
     args: list[str],
     message: str,
-    trained: Path,
+    small_decoder: Path,
     photos: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = args if "--decoder" in args else ["--decoder", str(trained), *args]
+    given = args if "--decoder" in args else ["--decoder", str(small_decoder), *args]
     status, lines, _ = run("name", str(photos), *given)
     assert (status, lines) == (1, [])
     assert message in capsys.readouterr().err
@@ -200,16 +174,16 @@ def test_a_list_of_nouns_that_is_none(args: list[str], photos: Path) -> None:  #
         run("name", str(photos), *args)
 
 
-def test_a_decoder_of_another_encoder_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_decoder_of_another_encoder_is_refused(small_decoder: Path, tmp_path: Path) -> None:
     other: Any = SimpleNamespace(name="clip", dim=512, fingerprint="other", family="clip")
     with pytest.raises(CheckpointError, match="not those of clip"):
-        Namer(str(trained), other).decoder()
+        Namer(str(small_decoder), other).decoder()
     with pytest.raises(CheckpointError, match="no bundled decoder for clip"):
         Namer("auto", other).decoder()
 
 
-def test_lists_of_nouns(trained: Path, encoder: DualEncoder) -> None:
-    namer = Namer(str(trained), encoder)
+def test_lists_of_nouns(small_decoder: Path, encoder: DualEncoder) -> None:
+    namer = Namer(str(small_decoder), encoder)
     image = encoder.embed_texts(["a teapot"])
     everything = namer.name(image, top=50)[0]
     assert {noun for noun, _ in everything} == set(WORDS)  # a beam wider than the list

@@ -146,3 +146,63 @@ def test_redis_stopped_in_the_middle(tmp_path: Path, stoppable_redis: RedisProce
     stoppable_redis.start()
     assert all(made.predict(tasks, project="1", label_config=CONFIG))
     made.close()
+
+
+OPEN = (
+    '<View><Image name="img" value="$image"/><Choices name="what" toName="img"><Choice value="cat"/></Choices>'
+    '<Taxonomy name="names" toName="img" legacy="true"/><TextArea name="lines" toName="img"/>'
+    '<Choices name="best" toName="img" value="$options"/></View>'
+)
+
+
+@pytest.fixture(scope="module")
+def naming(small_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prelabeler]:
+    made = Prelabeler(settings(tmp_path_factory.mktemp("naming"), decoder=str(small_decoder), name_threshold=0.0))
+    made.start()
+    yield made
+    made.close()
+
+
+def answers(item: Any) -> dict[str, Any]:
+    return {region["from_name"]: next(iter(region["value"].values())) for region in item["result"]}
+
+
+def test_a_label_set_and_open_questions_from_one_embedding(naming: Prelabeler) -> None:
+    items = naming.predict([task(1, image=uri(1)), task(2, image="nowhere")], project="1", label_config=OPEN)
+    found = answers(items[0])
+    assert found["what"] == ["cat"]
+    assert len(found["lines"]) == 5 and found["names"] == [[noun] for noun in found["lines"]]
+    assert found["best"] == found["lines"][:1]
+    assert items[1] == []
+
+
+def test_names_are_held_to_a_list_or_kept_from_some(naming: Prelabeler) -> None:
+    def names(params: object, project: str = "1") -> set[str]:
+        (item,) = naming.predict([task(1, image=uri(1))], project=project, label_config=OPEN, params=params)
+        return set(answers(item)["lines"])
+
+    assert names({"nouns": ["teapot", " dog "]}) == {"teapot", "dog"}
+    assert names({"nouns": ["teapot", "dog"], "ban": ["Dog"]}) == {"teapot"}
+    assert "cat" not in names({"ban": ["cat", "dog"]})
+    everything = names({"login": None, "password": None, "context": None})
+    assert everything == names(None) == names("no JSON") == names({"nouns": "cat"})
+    naming.setup("7.0", OPEN, "", "", '{"nouns": ["banana"]}')
+    assert names(None, "7.0") == {"banana"}
+    assert names({"nouns": ["cat"]}, "7.0") == {"cat"}  # what a request says goes before
+    assert names(None) == everything
+
+
+def test_without_a_decoder_what_has_a_label_set_is_answered_all_the_same(
+    prelabeler: Prelabeler, tmp_path: Path
+) -> None:
+    made = Prelabeler(settings(tmp_path, decoder="none"))
+    made.start()
+    (item,) = made.predict([task(1, image=uri(1))], project="1", label_config=OPEN)
+    assert answers(item) == {"what": ["cat"]}
+    made.close()
+
+
+def test_nouns_that_the_decoder_cannot_say_cost_the_names_alone(naming: Prelabeler) -> None:
+    asked = {"nouns": ["qzxv"]}
+    (item,) = naming.predict([task(1, image=uri(1))], project="1", label_config=OPEN, params=asked)
+    assert answers(item) == {"what": ["cat"]}
