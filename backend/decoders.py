@@ -56,6 +56,8 @@ class Recipe:
     device: str = "auto"
     centre: bool | None = None
     """None: where the images' mean is known, or the embeddings come from a file."""
+    dtype: str = "float32"
+    """Of the weights on disk."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _train(
     loss = train(decoder, samples, recipe.options, state, progress)
     seconds = time.monotonic() - began
     about = (encoder.name, encoder.fingerprint) if encoder else ("", "")
-    save_decoder(decoder, recipe.out, *about)
+    save_decoder(decoder, recipe.out, *about, getattr(torch, recipe.dtype))
     for file in state.glob("*"):
         file.unlink()
     state.rmdir()

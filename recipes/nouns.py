@@ -3,8 +3,10 @@
     pip install inflect wordfreq; apt-get install wordnet-base
     python -m recipes.nouns --out decoder/nouns.tsv
 
-A noun is taken if one of its two most frequent senses lies in one of the lexical files that NOVIC uses and is a
-physical entity (so nothing abstract), and it is no proper name. Spellings of one sense that differ only in hyphens,
+A noun is taken if one of its two most frequent senses, proper names aside, lies in one of the lexical files that NOVIC
+uses and is a physical entity (so nothing abstract). Proper names are WordNet's instances ("Paris"), and capitalised
+single words but for animals, plants and food ("Oregonian", "Adam", a drug, but not "Chihuahua"); capitalised nouns of
+several words are none ("German shepherd"). Spellings of one sense that differ only in hyphens,
 spaces or between British and American English are one entry, in WordNet's order. Its frequency is
 
     4 (z - 1),  z = Zipf frequency (wordfreq) - 2 for each further word + log10(visible share)
@@ -39,6 +41,10 @@ BRITISH = (
     (r"tyre", "tire"),
     (r"ll", "l"),
 )
+
+PERSON = 18
+NAMED_KINDS = (5, 13, 20)
+"""Animals, food and plants: what has a capital there is mostly a breed or a variety."""
 
 
 def frequency(noun: str, share: float) -> float:
@@ -79,13 +85,20 @@ def visible_senses(synsets: dict[int, Synset]) -> dict[str, list[int]]:
     def visible(offset: int) -> bool:
         return synsets[offset].lexical_file in LEXICAL_FILES and physical(offset)
 
+    def spelled(lemma: str, offset: int) -> str:
+        return next(word for word in synsets[offset].lemmas if word.lower() == lemma)
+
+    def proper(lemma: str, offset: int) -> bool:
+        synset, word = synsets[offset], spelled(lemma, offset)
+        named = word[0].isupper() and (" " not in word or synset.lexical_file == PERSON)
+        return synset.instance or (named and synset.lexical_file not in NAMED_KINDS) or word.isupper()
+
     found = {}
-    for lemma, offsets in sense_order().items():
+    for lemma, every in sense_order().items():
+        offsets = [offset for offset in every if not proper(lemma, offset)]
         if any(map(visible, offsets[:2])) and re.fullmatch(r"[a-z][a-z' .-]*[a-z]", lemma):
             senses = [offset for offset in offsets if visible(offset)]
-            noun = next(word for word in synsets[senses[0]].lemmas if word.lower() == lemma)
-            if noun[0].islower():
-                found[noun] = senses
+            found[spelled(lemma, senses[0])] = senses
     return found
 
 

@@ -23,6 +23,8 @@ class Synset:
     lemmas: tuple[str, ...]
     hypernyms: tuple[int, ...]
     gloss: str
+    instance: bool
+    """One particular thing, such as a river or a person of history."""
 
     @property
     def definition(self) -> str:
@@ -47,7 +49,8 @@ def noun_synsets() -> dict[int, Synset]:
         pointers = [parts[at + 1 + 4 * i : at + 5 + 4 * i] for i in range(int(parts[at]))]
         hypernyms = tuple(int(p[1]) for p in pointers if p[0] in ("@", "@i") and p[2] == "n")
         offset = int(parts[0])
-        synsets[offset] = Synset(offset, int(parts[1]), lemmas, hypernyms, gloss.strip())
+        instance = any(p[0] == "@i" for p in pointers)
+        synsets[offset] = Synset(offset, int(parts[1]), lemmas, hypernyms, gloss.strip(), instance)
     return synsets
 
 
