@@ -39,9 +39,7 @@ Store = Annotated[str | None, typer.Option(help="redis://..., sqlite:///... [env
 Captions = Annotated[
     str | None, typer.Option(help="Folders of caption indexes, 'default' or 'none'. [env: FORELABEL_CAPTIONS]")
 ]
-Decoder = Annotated[
-    str | None, typer.Option(help="'auto' (the bundled one), 'none' or a folder. [env: FORELABEL_DECODER]")
-]
+Decoder = Annotated[str | None, typer.Option(help="A folder of `decoder train` or `import`. [env: FORELABEL_DECODER]")]
 StudioUrl = Annotated[str | None, typer.Option(help="Label Studio's address. [env: FORELABEL_STUDIO_URL]")]
 Token = Annotated[str | None, typer.Option(help="Its access token. [env: FORELABEL_STUDIO_TOKEN]")]
 
@@ -163,7 +161,7 @@ def name(
 ) -> None:
     """Name what is in images, without a label set.
 
-    Example: forelabel name photos/ --ban person --html report.html
+    Example: forelabel name photos/ --decoder my-decoder --ban person --html report.html
     """
     from backend.labelling import name_images, read_words
     from backend.studio_tasks import name_task

@@ -6,16 +6,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from decoder.beam import beam_search
-from decoder.checkpoint import POCKET, describe, load_decoder
+from decoder.checkpoint import describe, load_decoder
 from decoder.errors import CheckpointError
 from decoder.model import ObjectDecoder
 from decoder.trie import Trie
+from decoder.vocabulary import before_end
 from retrieval.encoder import DualEncoder
 
 LISTS_KEPT = 32
@@ -28,19 +30,27 @@ Names = list[tuple[str, float]]
 """Nouns and their probabilities, best first."""
 
 
+class NounList(NamedTuple):
+    """Nouns that a request allows."""
+
+    trie: Trie
+    spelled: dict[tuple[int, ...], str]
+    """Tokens -> the noun as it was given; what is missing is spelled as the dictionary has it."""
+
+
 class Namer:
     """Opens its decoder when it is first asked. Safe to call from several threads."""
 
     def __init__(self, decoder: str, encoder: DualEncoder) -> None:
         """
         Args:
-            decoder: "auto" for the bundled one, which fits the pocket encoder; "none", or a decoder's folder.
+            decoder: a decoder's folder; empty for none.
             encoder: whose embeddings are named.
         """
         self._setting, self._encoder = decoder, encoder
         self._lock = threading.Lock()
         self._decoder: ObjectDecoder | None = None
-        self._tries: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Trie] = OrderedDict()
+        self._lists: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], NounList] = OrderedDict()
 
     def name(
         self, embeddings: NDArray[np.float32], top: int, nouns: Sequence[str] = (), banned: Sequence[str] = ()
@@ -61,9 +71,12 @@ class Namer:
         """
         decoder = self.decoder()
         with self._lock:
-            trie = self._trie(decoder, tuple(nouns), tuple(banned))
-        beams = beam_search(decoder, embeddings, max(top, BEAM_WIDTH), trie=trie)
-        spelled = [[decoder.vocabulary.spelling(tokens) for tokens in image] for image in beams.tokens]
+            allowed = self._allowed(decoder, tuple(nouns), tuple(banned))
+        beams = beam_search(decoder, embeddings, max(top, BEAM_WIDTH), trie=allowed.trie)
+        spelled = [
+            [allowed.spelled.get(before_end(tokens)) or decoder.vocabulary.spelling(tokens) for tokens in image]
+            for image in beams.tokens
+        ]
         scores = np.exp(np.minimum(beams.logprobs, 0)).tolist()
         return [
             [(noun, score) for noun, score in zip(names, row, strict=True) if score > 0][:top]
@@ -74,7 +87,7 @@ class Namer:
         """Open the decoder and read a list of nouns now, so that the first image need not wait. Raises as `name`."""
         decoder = self.decoder()
         with self._lock:
-            self._trie(decoder, tuple(nouns), tuple(banned))
+            self._allowed(decoder, tuple(nouns), tuple(banned))
 
     def decoder(self) -> ObjectDecoder:
         """The decoder, opened. Raises CheckpointError as `name` does."""
@@ -86,16 +99,12 @@ class Namer:
             return self._decoder
 
     def _folder(self) -> Path:
-        if self._setting == "none":
-            raise CheckpointError("naming is switched off (FORELABEL_DECODER=none); set it to a decoder's folder")
-        if self._setting != "auto":
-            return Path(self._setting)
-        if self._encoder.family != "pocket":
+        if not self._setting:
             raise CheckpointError(
-                f"there is no bundled decoder for {self._encoder.name}: make one with `forelabel decoder train` or "
+                f"naming needs a decoder for {self._encoder.name}: make one with `forelabel decoder train` or "
                 "`import`, and name its folder in FORELABEL_DECODER"
             )
-        return POCKET
+        return Path(self._setting)
 
     def _refuse_other_encoders(self, folder: Path) -> None:
         about, encoder = describe(folder), self._encoder
@@ -107,15 +116,17 @@ class Namer:
                 f"`forelabel decoder train --model {encoder.name}`"
             )
 
-    def _trie(self, decoder: ObjectDecoder, nouns: tuple[str, ...], banned: tuple[str, ...]) -> Trie:
+    def _allowed(self, decoder: ObjectDecoder, nouns: tuple[str, ...], banned: tuple[str, ...]) -> NounList:
         if not nouns and not banned:
-            return decoder.vocabulary.trie
+            return NounList(decoder.vocabulary.trie, {})
         key = (nouns, banned)
-        if key not in self._tries:
+        if key not in self._lists:
             never = {noun.lower() for noun in banned}
             allowed = [noun for noun in nouns or decoder.vocabulary.nouns if noun.lower() not in never]
-            self._tries[key] = Trie(decoder.vocabulary.encode(allowed))
-            if len(self._tries) > LISTS_KEPT:
-                self._tries.popitem(last=False)
-        self._tries.move_to_end(key)
-        return self._tries[key]
+            encoded = decoder.vocabulary.encode(allowed)
+            spelled = dict(zip(map(before_end, encoded.tolist()), allowed, strict=True))
+            self._lists[key] = NounList(Trie(encoded), spelled)
+            if len(self._lists) > LISTS_KEPT:
+                self._lists.popitem(last=False)
+        self._lists.move_to_end(key)
+        return self._lists[key]

@@ -27,6 +27,7 @@ from backend.naming import Names
 from backend.settings import Settings
 from backend.task_options import TaskOptions
 from decoder.errors import DecoderError
+from plugin.errors import LabelingConfigError
 from plugin.labeling_config import Control, Kind, LabelingConfig, image_value, parse_labeling_config
 from plugin.predictions import UNREADABLE, build_prediction, choices_prediction, names_prediction
 from retrieval.embedder import Embedding
@@ -143,13 +144,23 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         self, project: str, label_config: str, hostname: str, access_token: str, extra_params: object = None
     ) -> str:
         """The model version, at once. Embeds the project's labels in the background."""
-        config = parse_labeling_config(label_config)
+        config = self._answerable(label_config)
         self._projects[project] = Project(hostname, access_token, NamingRules.read(extra_params))
         self._projects.move_to_end(project)
         while len(self._projects) > PROJECTS_KEPT:
             self._projects.popitem(last=False)
         self._background.submit(self._prepare, config)
         return self.model_version
+
+    def _answerable(self, label_config: str) -> LabelingConfig:
+        """The config, refused where it asks only for names and there is nothing to name with."""
+        config = parse_labeling_config(label_config)
+        if not self.settings.decoder and not any(control.labels for control in config.controls):
+            raise LabelingConfigError(
+                "The labeling config asks only open questions, and the backend has no decoder to name images with: set "
+                "FORELABEL_DECODER to a folder of `forelabel decoder train` or `import`, or add labels to choose from."
+            )
+        return config
 
     def _prepare(self, config: LabelingConfig) -> None:
         if self._engine:
@@ -178,7 +189,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         `params` may hold {"nouns": [...], "ban": [...]}: names for open questions are then held to these nouns, or
         leave these out. The same in the backend's extra parameters in Label Studio stands for the whole project.
         """
-        config = parse_labeling_config(label_config)
+        config = self._answerable(label_config)
         asked = NamingRules.read(params)
         rules = asked if asked != NamingRules() else self._projects.get(project, Project()).rules
         end = (time.monotonic() + self.settings.predict_deadline_s if deadline is None else deadline) - RESERVE_S

@@ -32,9 +32,8 @@ class Settings(BaseSettings):
     captions: str = "default"
     """"default" is the bundled sentences, "none" turns retrieval off, else folders of `forelabel index build`."""
 
-    decoder: str = "auto"
-    """What names images without a label set: "auto" is the bundled decoder, which fits the pocket encoder; "none", or
-    a folder of `forelabel decoder train` or `import`."""
+    decoder: str = ""
+    """What names images without a label set: a folder of `forelabel decoder train` or `import`; empty names nothing."""
 
     names: Annotated[int, Field(ge=1, le=10)] = 5
     """The most names suggested for an open question."""

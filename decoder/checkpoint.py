@@ -32,9 +32,6 @@ from decoder.vocabulary import Vocabulary
 
 FORMAT = 1
 
-POCKET = Path(__file__).parent / "pocket"
-"""The bundled decoder, for the pocket encoder's embeddings."""
-
 
 def save_decoder(
     decoder: ObjectDecoder, path: str | Path, encoder: str, fingerprint: str = "", dtype: torch.dtype = torch.float32

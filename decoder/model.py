@@ -164,6 +164,10 @@ class ObjectDecoder(nn.Module):
         Returns:
             [b, t, V]: at i, the logits of token i given the embedding and the tokens before it.
         """
+        return self.logits(self.states(embeddings, tokens))
+
+    def states(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """As `forward`, but before the output layer: [b, t, H]."""
         p = self.config.prefix
         x = torch.cat([self.prefix(embeddings), self.tokens[tokens[:, :-1]]], 1)
         s = x.shape[1]
@@ -172,7 +176,7 @@ class ObjectDecoder(nn.Module):
         x = F.dropout(x + self.positions[:s], self.config.dropout, self.training)
         for layer in self.blocks:
             x = layer(x, mask)
-        return self.logits(x[:, p - 1 :])
+        return x[:, p - 1 :]
 
     def prefix(self, embeddings: Tensor) -> Tensor:
         """[b, F] -> [b, P, H], without positions."""

@@ -175,7 +175,7 @@ def weighted_loss(decoder: ObjectDecoder, embeddings: Tensor, targets: Tensor, w
     counted = torch.cat([torch.ones_like(needed[:, :1]), needed[:, :-1]], 1).bool()  # the first end token, too
     longest = int(counted.sum(1).max())
     targets, counted = targets[:, :longest], counted[:, :longest]
-    logits = decoder(embeddings, targets)[counted]
+    logits = decoder.logits(decoder.states(embeddings, targets)[counted])  # not of the padding: V is large
     losses = F.cross_entropy(logits.float(), targets[counted], reduction="none")
     weight = weights[:, None].expand_as(counted)[counted]
     return (losses * weight).sum() / weight.sum()

@@ -95,7 +95,7 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Compact ids up to the first 0 -> text, as the tokenizer spells it ("ipod" for the dictionary's "iPod")."""
-        key = _before_end(tokens)
+        key = before_end(tokens)
         if key not in self._decoded:
             originals = [int(self.tokenizer_ids[id_]) for id_ in key]
             text = self.tokenizer.decode(originals, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -104,7 +104,7 @@ class Vocabulary:
 
     def spelling(self, tokens: Sequence[int]) -> str:
         """As `decode`, but as the dictionary spells the noun, where it has it."""
-        return self._spellings.get(_before_end(tokens)) or self.decode(tokens)
+        return self._spellings.get(before_end(tokens)) or self.decode(tokens)
 
     @cached_property
     def trie(self) -> Trie:
@@ -118,10 +118,11 @@ class Vocabulary:
 
     @cached_property
     def _spellings(self) -> dict[tuple[int, ...], str]:
-        return dict(zip(map(_before_end, self.dictionary.tolist()), self.nouns, strict=True))
+        return dict(zip(map(before_end, self.dictionary.tolist()), self.nouns, strict=True))
 
 
-def _before_end(tokens: Sequence[int]) -> tuple[int, ...]:
+def before_end(tokens: Sequence[int]) -> tuple[int, ...]:
+    """The tokens before the first end token."""
     ids = tuple(tokens)
     return ids[: ids.index(END)] if END in ids else ids
 

@@ -1,6 +1,6 @@
-"""Train the bundled decoder on the pocket encoder's text embeddings: decoder/pocket.
+"""Train a decoder on the pocket encoder's text embeddings, to be bundled once it names photos well.
 
-    python -m recipes.pocket_decoder --out decoder/pocket --work FOLDER
+    python -m recipes.pocket_decoder --out OUT --work FOLDER
 
 It is what `forelabel decoder train` does, on the whole noun dictionary, the class names of the image teacher and of the
 labelled sets (as NOVIC adds the names of its benchmarks), and the bundled captions. Photos give the images' mean alone,
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="where photos, embeddings and the state are kept")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--raw", action="store_true", help="do not centre the modalities")
     args = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
     write_class_names(args.work / "class-names.txt")
     write_photo_embeddings(args.work / "photos.npz", encoder)
     recipe = Recipe(
-        args.out, Sizes(192, 3, 6, 96), TrainOptions(args.steps, args.batch), "auto", not args.raw, "float16"
+        args.out, Sizes(192, 3, 6, 96), TrainOptions(args.steps, args.batch, args.lr), "auto", not args.raw, "float16"
     )
     texts = Texts("FT0", args.work / "class-names.txt", POCKET / "captions.txt", 8, args.work / "texts")
     with tqdm(desc="texts") as embedded, tqdm(desc="training", total=args.steps) as trained:

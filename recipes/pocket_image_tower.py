@@ -10,6 +10,9 @@ Photos are shown in random crops of 64, then 80 px, and used whole at 96: cheape
 training and use then agrees (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
 For the first HOLD_OUT_SHARE of the run, 30 classes are absent altogether; the weights at that point, saved as
 image-unseen.pt, are what the figure for unseen classes is measured on. They join for the rest.
+
+The texts are the teacher's, so that image and text tower need not wait for each other. A short second run with
+--bundled-text then fits the image tower to the text tower as it came out.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from recipes.pocket_data import SETS, PhotoSet, held_out_classes, load, teacher_names
 from recipes.text_teacher import DIM, TextTeacher, centre
+from retrieval.encoder import load_encoder
 
 EDGE = 96
 HOLD_OUT_SHARE = 0.75
@@ -63,9 +67,9 @@ def build_tower() -> ResNetForImageClassification:
 
 
 class Texts:
-    """Teacher embeddings of every way to write each class."""
+    """Embeddings of every way to write each class: the teacher's, or those of the bundled text tower."""
 
-    def __init__(self, sets: list[PhotoSet], synonyms: dict[str, list[str]], cache: Path) -> None:
+    def __init__(self, sets: list[PhotoSet], synonyms: dict[str, list[str]], cache: Path, bundled: bool) -> None:
         self.names = teacher_names()
         written: list[str] = []
         for photo_set in sets:
@@ -85,7 +89,8 @@ class Texts:
             np.savez(store, embeddings=raw, mean=raw[: len(plain)].mean(0))
         self.mean: NDArray[np.float32] = raw[: len(plain)].mean(0)
         self.row = {text: i for i, text in enumerate(texts)}
-        self.vectors = torch.from_numpy(centre(raw, self.mean))
+        vectors = load_encoder("pocket", "cpu").embed_texts(texts) if bundled else centre(raw, self.mean)
+        self.vectors = torch.from_numpy(vectors)
         self.synonyms = synonyms
 
     def variants(self, name: str) -> list[int]:
@@ -259,6 +264,9 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.03, help="0: AdamW for everything")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--start", type=Path, help="weights to go on from (image.pt of an earlier run)")
+    parser.add_argument("--hold-out-share", type=float, default=HOLD_OUT_SHARE, help="0: no class is held out")
+    parser.add_argument("--edge", type=int, help="show photos at this edge all along, instead of at 64 and then 80")
+    parser.add_argument("--bundled-text", action="store_true", help="learn towards the text tower of retrieval/pocket")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -269,7 +277,7 @@ def main() -> None:
     validation = [load(s.name, "validation", args.cache) for s in labelled]
     held_out = held_out_classes({s.name: s.classes for s in labelled})
     synonyms = {names[0]: names[1:3] for names in teacher_names()}
-    texts = Texts(train, synonyms, args.cache)
+    texts = Texts(train, synonyms, args.cache, args.bundled_text)
     class_rows = {s.name: texts.ways(s.classes) for s in labelled}
     wide_rows = texts.ways([names[0] for names in texts.names])
     seen_mask = {s.name: torch.tensor([name not in held_out[s.name] for name in s.classes]) for s in labelled}
@@ -291,7 +299,7 @@ def main() -> None:
         rng.shuffle(order)
         return order
 
-    order = epoch_order(everything=False)
+    order = epoch_order(everything=args.hold_out_share <= 0)
     steps = int(args.epochs * len(order) / args.batch)
     model = build_tower()
     if args.start:
@@ -364,7 +372,7 @@ def main() -> None:
             for held, stored in zip(muon.buffers, state["muon"], strict=True):
                 held.copy_(stored)
         first, done, unseen_saved = state["step"], state["share"], state["unseen_saved"]
-        order = epoch_order(unseen_saved)
+        order = epoch_order(unseen_saved or args.hold_out_share <= 0)
         print(f"going on from step {first} ({100 * done:.1f} %)", flush=True)
     pool = ThreadPoolExecutor(
         threads, initializer=lambda: torch.set_num_threads(1 if args.device == "cpu" else threads)
@@ -374,8 +382,8 @@ def main() -> None:
         share = done + (time.time() - began) / (60 * args.minutes) if args.minutes else step / steps
         if share >= 1:
             break
-        everything = share >= HOLD_OUT_SHARE
-        if everything and not unseen_saved:
+        everything = share >= args.hold_out_share
+        if everything and not unseen_saved and args.hold_out_share > 0:
             unseen_saved = True
             unseen = copy.deepcopy(average)
             recalibrate(unseen, [s.photos[seen_mask[s.name].cpu().numpy()[s.labels]] for s in labelled])
@@ -386,7 +394,7 @@ def main() -> None:
             order, position = epoch_order(everything), 0
         batch = order[position : position + args.batch]
         position += args.batch
-        edge = next(edge for until, edge in EDGES if share < until)
+        edge = args.edge or next(edge for until, edge in EDGES if share < until)
         parts = [batch[start : start + micro] for start in range(0, len(batch), micro)]
         work = partial(gradients, edge=edge, everything=everything)
         results = list(pool.map(work, parts, [[step, i] for i in range(len(parts))]))

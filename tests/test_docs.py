@@ -44,7 +44,9 @@ def test_commands_in_the_docs_exist() -> None:
     helps = {c.name or c.callback.__name__: "" for c in cli.app.registered_commands}  # type: ignore[union-attr]
     for name in helps:
         helps[name] = runner.invoke(cli.app, [name, "--help"], env={"COLUMNS": "200"}).stdout
-    helps["index"] = runner.invoke(cli.app, ["index", "build", "--help"], env={"COLUMNS": "200"}).stdout
+    for group, names in (("index", ["build"]), ("decoder", ["train", "import", "info"])):
+        invoked = (runner.invoke(cli.app, [group, name, "--help"], env={"COLUMNS": "200"}) for name in names)
+        helps[group] = "".join(result.stdout for result in invoked)
     shown = 0
     for page in PAGES:
         for command, rest in re.findall(r"^ {4}(?:\S+=\S* )*forelabel (\w+)(.*)$", page.read_text(), re.MULTILINE):

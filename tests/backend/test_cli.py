@@ -22,7 +22,7 @@ OFFLINE = ["--captions", "none"]
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory of the test's own; settings that a command exports end with the test."""
-    for name in ("MODEL", "DEVICE", "STORE", "CAPTIONS", "STUDIO_URL", "STUDIO_TOKEN"):
+    for name in ("MODEL", "DEVICE", "STORE", "CAPTIONS", "DECODER", "STUDIO_URL", "STUDIO_TOKEN"):
         monkeypatch.setenv(f"FORELABEL_{name}", "")
         monkeypatch.delenv(f"FORELABEL_{name}")
     monkeypatch.setenv("FORELABEL_DATA_DIR", str(tmp_path / "data"))

@@ -195,10 +195,13 @@ def test_names_are_held_to_a_list_or_kept_from_some(naming: Prelabeler) -> None:
 def test_without_a_decoder_what_has_a_label_set_is_answered_all_the_same(
     prelabeler: Prelabeler, tmp_path: Path
 ) -> None:
-    made = Prelabeler(settings(tmp_path, decoder="none"))
+    made = Prelabeler(settings(tmp_path))
     made.start()
     (item,) = made.predict([task(1, image=uri(1))], project="1", label_config=OPEN)
     assert answers(item) == {"what": ["cat"]}
+    only_open = '<View><Image name="i" value="$image"/><TextArea name="t" toName="i"/></View>'
+    with pytest.raises(LabelingConfigError, match="FORELABEL_DECODER"):
+        made.setup("2", only_open, "", "")
     made.close()
 
 
