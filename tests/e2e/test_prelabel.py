@@ -86,21 +86,21 @@ def test_a_suggestion_is_ticked_submitted_and_reported_back(
     cat, motorcycle = studio.import_photos(project_id, [CAT, MOTORCYCLE])
     predictions = prelabel_all(studio, project_id)
     assert predictions.keys() == {cat, motorcycle}
-    suggested = chosen(predictions[cat])
+    suggested = chosen(predictions[motorcycle])
     assert len(suggested) == 1
     assert suggested[0] in SAMPLE_LABELS
-    assert 0 < predictions[cat]["score"] <= 1
+    assert 0 < predictions[motorcycle]["score"] <= 1
 
-    open_task(browser, studio, project_id, cat, tmp_path)
+    open_task(browser, studio, project_id, motorcycle, tmp_path)
     screenshot(browser, tmp_path)
     assert ticked(browser) == suggested
 
     webhooks = backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED")
     browser.find_element(By.XPATH, "//button[normalize-space()='Submit']").click()
-    (annotation,) = eventually(lambda: annotations_of(studio, cat))
+    (annotation,) = eventually(lambda: annotations_of(studio, motorcycle))
     assert annotation.result[0]["value"]["choices"] == suggested
     assert annotation.result[0]["origin"] == "prediction"
-    assert annotation.parent_prediction == predictions[cat]["id"]
+    assert annotation.parent_prediction == predictions[motorcycle]["id"]
     eventually(lambda: backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED") == webhooks + 1)
     assert backend.metric("forelabel_requests_total", status="401") == 0
     assert len(studio.predictions(project_id)) == 2
