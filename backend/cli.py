@@ -311,7 +311,7 @@ def decoder_train(
 
     Example: forelabel decoder train --model openai/clip-vit-base-patch32 --nouns FT6 --out clip-decoder
     """
-    from backend.decoders import Recipe, Sizes, Texts, train_on_encoder, train_on_file
+    from backend.decoders import Recipe, Sizes, Texts, texts_bar, train_on_encoder, train_on_file, training_bar
     from decoder.noise import Noise
     from decoder.train import TrainOptions
     from retrieval.encoder import load_encoder
@@ -322,20 +322,10 @@ def decoder_train(
     options = TrainOptions(steps=steps, batch=batch, lr=lr, noise=Noise() if noise else None, seed=seed)
     recipe = Recipe(out, Sizes(hidden, layers, heads, feedforward), options, settings.device, centre)
     encoder = load_encoder(settings.model, settings.device) if model or not embeddings else None
-    with tqdm(desc="training", total=steps, unit="", file=sys.stderr, disable=None) as bar:
-
-        def trained(step: int, loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update(step - bar.n)
-
+    with training_bar(steps) as trained:
         if encoder and not embeddings:
             texts = Texts(nouns, add_nouns, captions, texts_per_noun, settings.data_dir / "texts")
-            with tqdm(desc="texts", unit="", file=sys.stderr, disable=None) as counter:
-
-                def embedded(done: int, total: int) -> None:
-                    counter.total = total
-                    counter.update(done - counter.n)
-
+            with texts_bar() as embedded:
                 about = train_on_encoder(recipe, encoder, texts, photos, embedded, trained)
         elif embeddings:
             about = train_on_file(recipe, embeddings, encoder, photos, trained)

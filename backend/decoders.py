@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from backend.labelling import find_images
@@ -76,6 +79,30 @@ class Texts:
     """Folder that keeps the embeddings."""
 
 
+@contextmanager
+def texts_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for `train_on_encoder`'s texts; silent where stderr is no terminal."""
+    with tqdm(desc="texts", unit="", file=sys.stderr, disable=None) as bar:
+
+        def embedded(more: int, total: int) -> None:
+            bar.total = total
+            bar.update(more)
+
+        yield embedded
+
+
+@contextmanager
+def training_bar(steps: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar for the steps of a training; silent where stderr is no terminal."""
+    with tqdm(desc="training", total=steps, unit="", file=sys.stderr, disable=None) as bar:
+
+        def trained(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(step - bar.n)
+
+        yield trained
+
+
 def train_on_file(
     recipe: Recipe,
     file: Path,
@@ -126,7 +153,7 @@ def train_on_encoder(
         encoder: whose image embeddings are to be named.
         texts: which texts.
         photos: a folder of photos, for the mean of the images.
-        embedding: told the texts embedded and their number.
+        embedding: told how many more texts are embedded, and of how many.
         progress: told the steps done and the loss.
 
     Returns:
@@ -142,14 +169,7 @@ def train_on_encoder(
     written = captions_with_nouns(read_captions(texts.captions), nouns) if texts.captions else []
     kinds = (singles, pairs, triples, written)
     every = [text for kind in kinds for text in kind]
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        embedding(done, len(every))
-
-    embeddings = embed_texts(every, encoder, texts.cache, count)
+    embeddings = embed_texts(every, encoder, texts.cache, lambda more: embedding(more, len(every)))
     samples = EmbeddedTexts(kinds, SHARES, embeddings)
     centred = recipe.centre if recipe.centre is not None else photos is not None
     mean = np.asarray(embeddings[: len(singles)], np.float32).mean(0) if centred else None
@@ -166,16 +186,7 @@ def _train(
     photos: Path | None,
     progress: Callable[[int, float], None],
 ) -> dict[str, Any]:
-    sizes = recipe.sizes
-    config = DecoderConfig(
-        embedding_dim=dim,
-        vocabulary=len(vocabulary),
-        token_length=vocabulary.token_length,
-        hidden=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        feedforward=sizes.feedforward,
-    )
+    config = DecoderConfig(dim, len(vocabulary), vocabulary.token_length, **asdict(recipe.sizes))
     torch.manual_seed(recipe.options.seed)
     decoder = ObjectDecoder(config, vocabulary)
     if text_mean is not None:

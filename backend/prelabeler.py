@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -190,8 +190,10 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         leave these out. The same in the backend's extra parameters in Label Studio stands for the whole project.
         """
         config = self._answerable(label_config)
-        asked = NamingRules.read(params)
-        rules = asked if asked != NamingRules() else self._projects.get(project, Project()).rules
+        known = self._projects.get(project, Project())
+        rules = NamingRules.read(params)
+        if rules != NamingRules():
+            known = replace(known, rules=rules)
         end = (time.monotonic() + self.settings.predict_deadline_s if deadline is None else deadline) - RESERVE_S
         engine = self._wait_for_engine(end)
         if engine is None:
@@ -200,11 +202,11 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         items: list[Item] = []
         with ThreadPoolExecutor(1, thread_name_prefix="forelabel-fetch-ahead") as ahead:
             coming = iter(chunks)
-            fetching = deque(ahead.submit(self._fetch, chunk, config, project, end) for chunk in islice(coming, 1))
+            fetching = deque(ahead.submit(self._fetch, chunk, config, known, end) for chunk in islice(coming, 1))
             for chunk in chunks:
                 images = fetching.popleft().result()
-                fetching.extend(ahead.submit(self._fetch, after, config, project, end) for after in islice(coming, 1))
-                items += self._predict_chunk(engine, chunk, config, images, end, project, rules)
+                fetching.extend(ahead.submit(self._fetch, after, config, known, end) for after in islice(coming, 1))
+                items += self._predict_chunk(engine, chunk, config, images, end, known)
         return items
 
     def _wait_for_engine(self, end: float) -> Engine | None:
@@ -214,7 +216,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         return self._engine
 
     def _fetch(
-        self, tasks: Sequence[dict[str, Any]], config: LabelingConfig, project: str, end: float
+        self, tasks: Sequence[dict[str, Any]], config: LabelingConfig, project: Project, end: float
     ) -> dict[tuple[int, str], bytes]:
         """(position of the task, image source) -> file; what cannot be fetched is logged and left out."""
         wanted: dict[tuple[int, str], str] = {}
@@ -223,12 +225,11 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
                 value = image_value(task.get("data") or {}, control)
                 if value:
                     wanted[position, control.image_source] = value
-        studio = self._projects.get(project, Project())
         files = self._fetcher.fetch_many(
             list(wanted.values()),
             task_ids=[tasks[position].get("id") for position, _ in wanted],
-            studio_url=studio.hostname,
-            studio_token=studio.token,
+            studio_url=project.hostname,
+            studio_token=project.token,
             deadline=end,
         )
         images: dict[tuple[int, str], bytes] = {}
@@ -246,8 +247,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         config: LabelingConfig,
         images: dict[tuple[int, str], bytes],
         end: float,
-        project: str,
-        rules: NamingRules,
+        project: Project,
     ) -> list[Item]:
         keys = list(images)
         results = engine.embedder.embed([images[key] for key in keys], end, self.metrics.cache)
@@ -258,6 +258,8 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             else:
                 embeddings[key] = result
         regions: dict[int, list[dict[str, Any]]] = {}
+        names_of: dict[str, list[Names]] = {}  # of an image source: several open questions may ask about it
+
         for control in config.controls:
             positions = [p for p, source in embeddings if source == control.image_source]
             if not positions:
@@ -266,12 +268,13 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             if control.labels:
                 answers = _choose(engine, control, stacked)
             else:
-                named = self._name(engine, stacked, rules)
+                if control.image_source not in names_of:
+                    names_of[control.image_source] = self._name(engine, stacked, project.rules)
+                named = names_of[control.image_source]
                 answers = [names_prediction(control, n, self.settings.name_threshold) if n else None for n in named]
                 if control.kind is Kind.OPTIONS:
-                    token = self._projects.get(project, Project()).token
                     named_tasks = [(tasks[p], names) for p, names in zip(positions, named, strict=True)]
-                    self._options.fill(control.options_key, named_tasks, token)
+                    self._options.fill(control.options_key, named_tasks, project.token)
             for position, answer in zip(positions, answers, strict=True):
                 if answer is not None:
                     regions.setdefault(position, []).append(answer)

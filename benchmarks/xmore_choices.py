@@ -1,4 +1,4 @@
-"""What each choice of X-MoRe does, on train photos (the defaults are chosen here, never on validation photos).
+"""What each choice of X-MoRe does, on train photos: a check that it does no harm (docs/xmore.md).
 
 python -m benchmarks.xmore_choices
 """

@@ -69,9 +69,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     folder = Path(path).expanduser()
     try:
-        about = json.loads((folder / "decoder.json").read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has decoder format {about['format']}; this version reads {FORMAT}")
+        about = _about(folder)
         nouns = (folder / "nouns.txt").read_text(encoding="utf-8").splitlines()
         size = (folder / "decoder.safetensors").stat().st_size
         return {
@@ -94,9 +92,7 @@ def load_decoder(path: str | Path) -> ObjectDecoder:
     """
     folder = Path(path).expanduser()
     try:
-        about = json.loads((folder / "decoder.json").read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has decoder format {about['format']}; this version reads {FORMAT}")
+        about = _about(folder)
         config = DecoderConfig(**about["sizes"])
         nouns = (folder / "nouns.txt").read_text(encoding="utf-8").splitlines()
         tokens = np.load(folder / "tokens.npy")
@@ -113,6 +109,13 @@ def load_decoder(path: str | Path) -> ObjectDecoder:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no decoder that can be opened: {error}") from error
     return decoder.eval()
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((folder / "decoder.json").read_text(encoding="utf-8"))
+    if about["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has decoder format {about['format']}; this version reads {FORMAT}")
+    return about
 
 
 def load_novic(path: str | Path, tokenizer: Any) -> ObjectDecoder:

@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from PIL import Image
 
-from backend.decoders import Recipe, Sizes, Texts, train_on_encoder
+from backend.decoders import Recipe, Sizes, Texts, texts_bar, train_on_encoder, training_bar
 from decoder.nouns import load_nouns
 from decoder.train import TrainOptions
 from recipes.pocket_data import SETS, load, teacher_names
@@ -37,8 +37,6 @@ def write_class_names(path: Path) -> None:
 
 def write_photo_embeddings(path: Path, encoder: DualEncoder) -> None:
     """Embeddings of evenly spaced train photos of every set, whose mean is the images'."""
-    from PIL import Image
-
     rows = []
     for name in SETS:
         photos = load(name, "train", path.parent).photos
@@ -64,16 +62,8 @@ def main() -> None:
         args.out, Sizes(192, 3, 6, 96), TrainOptions(args.steps, args.batch, args.lr), "auto", not args.raw, "float16"
     )
     texts = Texts("FT0", args.work / "class-names.txt", POCKET / "captions.txt", 8, args.work / "texts")
-    with tqdm(desc="texts") as embedded, tqdm(desc="training", total=args.steps) as trained:
-        about = train_on_encoder(
-            recipe,
-            encoder,
-            texts,
-            args.work / "photos.npz",
-            lambda done, total: (setattr(embedded, "total", total), embedded.update(done - embedded.n))[0],
-            lambda step, loss: (trained.set_postfix_str(f"loss {loss:.3f}"), trained.update(step - trained.n))[0],
-        )
-    print(about)
+    with texts_bar() as embedded, training_bar(args.steps) as trained:
+        print(train_on_encoder(recipe, encoder, texts, args.work / "photos.npz", embedded, trained))
 
 
 if __name__ == "__main__":

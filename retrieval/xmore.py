@@ -51,7 +51,7 @@ class XMoRePrediction:
 
 @dataclass(frozen=True)
 class XMoReOptions:
-    """Choices of the method. The defaults did best on train photos with the pocket encoder: docs/xmore.md."""
+    """Choices of the method. How the defaults were chosen stands in docs/xmore.md."""
 
     captions: int = 16
     """K, captions retrieved per image."""
