@@ -43,6 +43,8 @@ HOLD_OUT_SHARE = 0.75
 EDGES = ((0.55, 64), (1.0, 80))
 """Until this share of the run, photos are shown at this edge."""
 MIN_AREA = 0.4
+GREY_SHARE = 0.1
+"""Share of photos shown without colour: scans, textures and old photographs have none, nearly all train photos do."""
 NEAR_WEIGHT = 4.0
 """Weight of 1 - cosine. Cross-entropy alone places photos where they differ most from the other classes, not near
 their own text: a ridge regression to the texts, afterwards, raised unseen classes from 33 to 45 % (docs/lab-notes.md).
@@ -52,6 +54,8 @@ WIDE_WEIGHT = {"tiny-imagenet-64px": 0.3, "cifar100-32px": 0.3, "caltech101-144p
 PROMPTS = ("a photo of a {}.",)
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+"""Of red, green and blue in a grey photo: ITU-R BT.601."""
 
 
 def build_tower() -> ResNetForImageClassification:
@@ -114,7 +118,7 @@ class Texts:
 
 
 def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
-    """Random resized crop (area MIN_AREA-1, aspect 3/4-4/3) and flip: uint8 [b, h, w, 3] -> [b, 3, edge, edge]."""
+    """Random crop (area MIN_AREA-1, aspect 3/4-4/3), flip, some grey: uint8 [b, h, w, 3] -> [b, 3, edge, edge]."""
     b = len(photos)
     area = rng.uniform(MIN_AREA, 1.0, b)
     aspect = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), b))
@@ -126,6 +130,8 @@ def augment(photos: Tensor, edge: int, rng: np.random.Generator) -> Tensor:
     theta[:, 1, 2] = rng.uniform(-1, 1, b) * (1 - half_h)
     grid = F.affine_grid(torch.from_numpy(theta).to(photos.device), [b, 3, edge, edge], align_corners=False)
     pixels = photos.permute(0, 3, 1, 2).float().div_(255)
+    grey = torch.from_numpy(rng.random(b) < GREY_SHARE).to(photos.device)
+    pixels[grey] = (pixels[grey] * LUMA.to(pixels).view(3, 1, 1)).sum(1, keepdim=True).expand(-1, 3, -1, -1)
     pixels = (pixels - MEAN.to(pixels).view(3, 1, 1)) / STD.to(pixels).view(3, 1, 1)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False).contiguous(
         memory_format=torch.channels_last
