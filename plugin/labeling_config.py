@@ -42,7 +42,8 @@ class Kind(StrEnum):
     """Choices that take their labels from each task's data."""
 
 
-_QUESTIONS = frozenset(kind.value for kind in Kind)
+_QUESTIONS = frozenset({Kind.CHOICES.value, Kind.TAXONOMY.value, Kind.TEXTAREA.value})
+"""Tags that ask one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,7 @@ def test_a_label_set_and_an_open_tag_side_by_side() -> None:
         (view(IMAGE, '<Taxonomy name="tax" toName="i"/>'), 'Taxonomy name="tax".*add legacy="true"'),
         (view(IMAGE, '<TextArea name="t" toName="i" perRegion="true"/>'), "regions"),
         (view(IMAGE, '<TextArea name="t" toName="text"/>'), "no image"),
+        (view(IMAGE, '<Options name="c" toName="i" value="$options"/>'), "asks nothing"),
         (view(IMAGE, '<Choices name="c" toName="i"/>'), "empty label set"),
         (view(IMAGE, '<Choices name="c" toName="i"><Choice value=" "/><Choice/></Choices>'), "empty label set"),
         (view(IMAGE, '<Choices name="c" toName="i" value="options"/>'), 'value="\\$options"'),
