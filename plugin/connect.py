@@ -15,6 +15,18 @@ from plugin.studio import Studio
 _MARK = "Forelabel"
 """The description of our backend rows: how one is recognised after its address or title has changed."""
 
+_ACTIONS = (
+    "ANNOTATION_CREATED",
+    "ANNOTATIONS_CREATED",
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_DELETED",
+    "TASKS_DELETED",
+    "PROJECT_UPDATED",
+)
+"""What the webhook is told. Label Studio's own is told all, for which it waits each time; and telling one of a label
+that an annotator adds to a Taxonomy, Label Studio 1.23.2 fails ("list.count() takes exactly one argument") and shows
+the annotator that error."""
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -167,7 +179,7 @@ def _move_webhook(studio: Studio, project_id: int, old: str, new: str) -> None:
 
 
 def _connect_webhook(studio: Studio, project_id: int, url: str, basic_auth: str | None, steps: list[str]) -> None:
-    """Label Studio makes the webhook together with the backend, but sends it no login of its own."""
+    """Label Studio makes the webhook together with the backend, but sends it no login, and more than is used."""
     target = f"{url}/webhook"
     login = {"Authorization": "Basic " + base64.b64encode(basic_auth.encode()).decode()} if basic_auth else {}
     hook = next((hook for hook in _webhooks(studio, project_id) if hook.url.rstrip("/") == target), None)
@@ -176,23 +188,34 @@ def _connect_webhook(studio: Studio, project_id: int, url: str, basic_auth: str 
             studio,
             url,
             lambda sdk: sdk.webhooks.create(
-                url=target, project=project_id, headers=login, send_payload=True, send_for_all_actions=True
+                url=target,
+                project=project_id,
+                headers=login,
+                send_payload=True,
+                send_for_all_actions=False,
+                actions=_ACTIONS,
             ),
         )
         steps.append(f"made the webhook {target}")
         return
     headers = {name: value for name, value in (hook.headers or {}).items() if name != "Authorization"} | login
-    if hook.headers == headers and hook.is_active and hook.send_payload:
+    if hook.headers == headers and hook.is_active and hook.send_payload and not hook.send_for_all_actions:
         steps.append(f"the webhook {target} was already there" + (" with the login" if login else ""))
         return
     studio.call(
         "update the webhook",
         # Without `actions` Label Studio would forget the chosen ones.
         lambda sdk: sdk.webhooks.update(
-            hook.id, headers=headers, is_active=True, send_payload=True, actions=hook.actions
+            hook.id,
+            headers=headers,
+            is_active=True,
+            send_payload=True,
+            send_for_all_actions=False,
+            actions=_ACTIONS if hook.send_for_all_actions else hook.actions,
         ),
     )
-    steps.append(f"the webhook {target} now " + ("sends the login" if login else "sends no login"))
+    login_sent = "the login" if login else "no login"
+    steps.append(f"the webhook {target} now sends {login_sent}, and only what Forelabel uses")
 
 
 def _webhooks(studio: Studio, project_id: int) -> Any:

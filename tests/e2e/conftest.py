@@ -51,6 +51,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory, studio_process: StudioProc
         "FORELABEL_STUDIO_URL": studio_process.url,
         "FORELABEL_BASIC_AUTH": BASIC_AUTH,
         "FORELABEL_DECODER": str(decoder),
+        "FORELABEL_NAME_THRESHOLD": "0",  # several names, though an untrained decoder is sure of none
     }
     process = ChildProcess(
         "The backend", [sys.executable, "-m", "backend.cli", "serve"], folder / "backend.log", environment

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.common.keys import Keys
 
 from plugin.connect import connect
 from plugin.studio import Studio
-from tests.e2e.harness import BASIC_AUTH, ROOT, Backend
-from tests.e2e.test_prelabel import CAT, FLOWER, MOTORCYCLE, eventually, prelabel_all
+from tests.e2e.harness import (
+    BASIC_AUTH,
+    CAT,
+    FLOWER,
+    MOTORCYCLE,
+    Backend,
+    annotations_of,
+    eventually,
+    open_task,
+    prelabel_all,
+    screenshot,
+    submit,
+    ticked,
+)
+
+CHIP = ".htx-taxonomy-selected > div"
+"""A name, and beside it a button that removes it."""
 
 
 def make_project(studio: Studio, backend: Backend, template: str) -> int:
@@ -25,40 +38,44 @@ def values(prediction: dict[str, Any]) -> dict[str, Any]:
     return {region["from_name"]: next(iter(region["value"].values())) for region in prediction["result"]}
 
 
-def open_task(
-    browser: webdriver.Chrome, studio: Studio, project_id: int, task_id: int, selector: str, folder: Path
-) -> None:
-    """Open a task and wait for `selector`; what was there when nothing came is kept in `folder`."""
-    browser.get(f"{studio.url}/projects/{project_id}/data?task={task_id}")
-    try:
-        WebDriverWait(browser, 120).until(lambda page: page.find_elements(By.CSS_SELECTOR, selector))
-    except TimeoutException:
-        browser.save_screenshot(str(folder / "timed-out.png"))
-        raise
-
-
 def chips(browser: webdriver.Chrome) -> list[str]:
     return [str(chip.text).strip() for chip in browser.find_elements(By.CSS_SELECTOR, f"{CHIP} > span")]
 
 
-CHIP = ".htx-taxonomy-selected > div"
-"""A name, and beside it a button that removes it."""
+def add_name(browser: webdriver.Chrome, name: str) -> None:
+    """Open the list, press Add, type the name, tick it."""
+
+    def press(selector: str) -> None:
+        found = browser.find_element(By.CSS_SELECTOR, selector)
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", found)
+
+    press(".htx-taxonomy > span")
+    press("button[aria-label='Add new label']")
+    browser.find_element(By.NAME, "taxonomy__add").send_keys(name, Keys.ENTER)
+    eventually(lambda: browser.find_elements(By.CSS_SELECTOR, f"input[type=checkbox][name^={name}]"))
+    press(f"input[type=checkbox][name^={name}]")
+    press(".htx-taxonomy > span")
 
 
-def test_names_are_chips(studio: Studio, backend: Backend, browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_names_are_chips_and_what_the_screen_shows_is_stored(
+    studio: Studio, backend: Backend, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
     project_id = make_project(studio, backend, "image-naming")
     (cat,) = studio.import_photos(project_id, [CAT])
     suggested = [path[0] for path in values(prelabel_all(studio, project_id)[cat])["names"]]
-    assert suggested
-    open_task(browser, studio, project_id, cat, CHIP, tmp_path)
+    assert len(suggested) > 1
+    assert open_task(browser, studio, project_id, cat, tmp_path, chips) == suggested
     screenshot(browser, tmp_path, "named-task.png")
-    assert chips(browser) == suggested
 
-
-def screenshot(browser: webdriver.Chrome, folder: Path, name: str) -> None:
-    browser.save_screenshot(str(folder / name))
-    if os.environ.get("FORELABEL_SCREENSHOTS"):
-        browser.save_screenshot(str(ROOT / "docs" / "images" / name))
+    browser.find_element(By.CSS_SELECTOR, f"{CHIP} > input[type=button]").click()
+    add_name(browser, "whiskers")
+    kept = [*suggested[1:], "whiskers"]
+    eventually(lambda: chips(browser) == kept)
+    browser.save_screenshot(str(tmp_path / "changed-names.png"))
+    submit(browser)
+    (annotation,) = eventually(lambda: annotations_of(studio, cat))
+    (region,) = annotation.result
+    assert [path[-1] for path in region["value"]["taxonomy"]] == kept
 
 
 def test_lines_and_both_kinds_at_once(studio: Studio, backend: Backend) -> None:
@@ -88,6 +105,4 @@ def test_options_are_written_into_the_tasks(
 
     written = eventually(options)
     assert written[0]["value"] == best and "%</b>" in written[0]["html"]
-    open_task(browser, studio, project_id, flower, ".lsf-choice__checkbox input", tmp_path)
-    boxes = browser.find_elements(By.CSS_SELECTOR, ".lsf-choice__checkbox input")
-    assert [str(box.get_attribute("name")) for box in boxes if box.is_selected()] == [best]
+    assert open_task(browser, studio, project_id, flower, tmp_path, ticked) == [best]

@@ -2,81 +2,41 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-from backend.demo_photos import SAMPLE_LABELS, SAMPLE_PHOTOS
+from backend.demo_photos import SAMPLE_LABELS
 from plugin.connect import Connection, connect
 from plugin.errors import StudioError
-from plugin.prelabel import prelabel
 from plugin.studio import Studio
-from tests.e2e.harness import BASIC_AUTH, ROOT, Backend
-
-T = TypeVar("T")
-
-PHOTOS = {photo.file: photo.path for photo in SAMPLE_PHOTOS}
-CAT, FLOWER, MOTORCYCLE = PHOTOS["chelsea.png"], PHOTOS["flower.jpg"], PHOTOS["motorcycle_left.png"]
+from tests.e2e.harness import (
+    BASIC_AUTH,
+    CAT,
+    FLOWER,
+    MOTORCYCLE,
+    Backend,
+    annotations_of,
+    eventually,
+    open_task,
+    prelabel_all,
+    screenshot,
+    submit,
+    ticked,
+)
 
 
 def make_project(studio: Studio, backend: Backend, title: str, labels: Sequence[str] = SAMPLE_LABELS) -> Connection:
     return connect(studio, backend.url, create=title, labels=labels, basic_auth=BASIC_AUTH)
 
 
-def prelabel_all(studio: Studio, project_id: int) -> dict[int, dict[str, Any]]:
-    """Task id -> its prediction, of which there is one."""
-    for _ in prelabel(studio, project_id):
-        pass
-    found = studio.predictions(project_id)
-    by_task = {prediction["task"]: prediction for prediction in found}
-    assert len(by_task) == len(found), "a task has several predictions"
-    return by_task
-
-
 def chosen(prediction: dict[str, Any]) -> list[str]:
     (region,) = prediction["result"]
     choices: list[str] = region["value"]["choices"]
     return choices
-
-
-def eventually(ask: Callable[[], T], timeout_s: float = 30) -> T:
-    """The first truthy answer."""
-    give_up = time.monotonic() + timeout_s
-    while not (answer := ask()):
-        assert time.monotonic() < give_up, "it did not come about in time"
-        time.sleep(0.2)
-    return answer
-
-
-def annotations_of(studio: Studio, task_id: int) -> list[Any]:
-    return list(studio.call("list annotations", lambda sdk: sdk.annotations.list(id=task_id)))
-
-
-def open_task(browser: webdriver.Chrome, studio: Studio, project_id: int, task_id: int, folder: Path) -> None:
-    """Open a task from the data manager, as by a click on its row, and wait until something is ticked.
-
-    What was on the screen when nothing came is kept in `folder`.
-    """
-    browser.get(f"{studio.url}/projects/{project_id}/data?task={task_id}")
-    picture = "const image = document.querySelector('.lsf-image img'); return Boolean(image && image.naturalWidth)"
-    try:
-        WebDriverWait(browser, 120).until(lambda page: page.execute_script(picture) and ticked(page))
-    except TimeoutException:
-        browser.save_screenshot(str(folder / "timed-out.png"))
-        raise
-
-
-def ticked(browser: webdriver.Chrome) -> list[str]:
-    boxes = browser.find_elements(By.CSS_SELECTOR, ".lsf-choice__checkbox input")
-    return [str(box.get_attribute("name")) for box in boxes if box.is_selected()]
 
 
 def test_a_suggestion_is_ticked_submitted_and_reported_back(
@@ -91,12 +51,11 @@ def test_a_suggestion_is_ticked_submitted_and_reported_back(
     assert suggested[0] in SAMPLE_LABELS
     assert 0 < predictions[motorcycle]["score"] <= 1
 
-    open_task(browser, studio, project_id, motorcycle, tmp_path)
-    screenshot(browser, tmp_path)
-    assert ticked(browser) == suggested
+    assert open_task(browser, studio, project_id, motorcycle, tmp_path, ticked) == suggested
+    screenshot(browser, tmp_path, "prelabelled-task.png")
 
     webhooks = backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED")
-    browser.find_element(By.XPATH, "//button[normalize-space()='Submit']").click()
+    submit(browser)
     (annotation,) = eventually(lambda: annotations_of(studio, motorcycle))
     assert annotation.result[0]["value"]["choices"] == suggested
     assert annotation.result[0]["origin"] == "prediction"
@@ -104,15 +63,6 @@ def test_a_suggestion_is_ticked_submitted_and_reported_back(
     eventually(lambda: backend.metric("forelabel_webhooks_total", action="ANNOTATION_CREATED") == webhooks + 1)
     assert backend.metric("forelabel_requests_total", status="401") == 0
     assert len(studio.predictions(project_id)) == 2
-
-
-def screenshot(browser: webdriver.Chrome, folder: Path) -> None:
-    """Kept with pytest's temporary files; the README's picture, too, when FORELABEL_SCREENSHOTS is set."""
-    browser.save_screenshot(str(folder / "prelabelled-task.png"))
-    if os.environ.get("FORELABEL_SCREENSHOTS"):
-        target = ROOT / "docs" / "images" / "prelabelled-task.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(target))
 
 
 def test_one_unreadable_photo_harms_no_other(studio: Studio, backend: Backend, tmp_path: Path) -> None:

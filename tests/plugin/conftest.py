@@ -177,6 +177,7 @@ class FakeStudio:
     def add_webhook(self, project: int, url: str, **fields: Any) -> None:
         id_ = len(self.webhooks) + 1
         defaults = {"headers": {}, "is_active": True, "send_payload": True, "actions": []}
+        defaults["send_for_all_actions"] = "actions" not in fields
         self.webhooks[id_] = {"id": id_, "project": project, "url": url} | defaults | fields
 
     def _list_webhooks(self, *, body: Any, params: httpx.QueryParams) -> httpx.Response:

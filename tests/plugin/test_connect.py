@@ -59,12 +59,22 @@ def test_a_webhook_keeps_what_others_have_set(studio: Studio, label_studio) -> N
     assert hook["is_active"]
 
 
+def test_the_webhook_is_not_told_of_added_labels(studio: Studio, label_studio) -> None:
+    """Label Studio 1.23.2 would fail, and show the annotator an error."""
+    connect(studio, BACKEND, project=label_studio.add_project())
+    (hook,) = label_studio.webhooks.values()
+    assert not hook["send_for_all_actions"]
+    assert "ANNOTATION_CREATED" in hook["actions"]
+    assert not [action for action in hook["actions"] if action.startswith("LABEL_LINK")]
+
+
 def test_a_missing_webhook_is_made(studio: Studio, label_studio) -> None:
     project = label_studio.add_project()
     connect(studio, BACKEND, project=project)
     label_studio.webhooks.clear()
     done = connect(studio, BACKEND, project=project)
-    assert [hook["url"] for hook in label_studio.webhooks.values()] == [f"{BACKEND}/webhook"]
+    (hook,) = label_studio.webhooks.values()
+    assert (hook["url"], hook["send_for_all_actions"]) == (f"{BACKEND}/webhook", False)
     assert f"made the webhook {BACKEND}/webhook" in done.steps
 
 
