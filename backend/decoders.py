@@ -193,6 +193,8 @@ def _train(
         decoder.text_mean = torch.from_numpy(text_mean)
         if photos is not None:
             decoder.image_mean = torch.from_numpy(_image_mean(photos, encoder, dim))
+    means = torch.from_numpy(samples.noun_means())
+    decoder.start_from(decoder.read_texts(means) * means.any(1, keepdim=True))
     decoder = decoder.to(choose_device(recipe.device).name)
     state = recipe.out.with_name(recipe.out.name + ".training")
     began = time.monotonic()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from decoder.errors import NounError
 from decoder.nouns import Noun
-from decoder.train import Batch
+from decoder.train import Batch, mean_of_each
 from retrieval.encoder import DualEncoder
 
 MOST_NOUNS = 3
@@ -222,6 +222,10 @@ class EmbeddedTexts:
         self.nouns = np.full((len(texts), MOST_NOUNS), -1)
         for row, text in zip(self.nouns, texts, strict=True):
             row[: len(text.nouns)] = text.nouns
+
+    def noun_means(self) -> NDArray[np.float32]:
+        alone = np.flatnonzero(self.counts == 1)
+        return mean_of_each(np.asarray(self.embeddings[alone], np.float32), self.nouns[alone, 0], self.nouns.max() + 1)
 
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
         kind = rng.choice(len(self.shares), count, p=self.shares)

@@ -18,6 +18,9 @@ from decoder.vocabulary import Vocabulary
 FEW = 16
 """Images whose mean may stand for the mean of all."""
 
+QUIET = 0.1
+"""Of the paper's scale, for what would drown the embedding when a decoder starts from its nouns."""
+
 GELU_SECOND_MOMENT = 0.4252
 """E[gelu(z)^2] of a standard normal z: A in appendix A of the paper."""
 
@@ -153,6 +156,34 @@ class ObjectDecoder(nn.Module):
             std = math.sqrt(1 / (2 * c.layers * c.feedforward * GELU_SECOND_MOMENT))
             nn.init.normal_(layer.feedforward_out.weight, std=std)
         nn.init.constant_(self.norm.weight, 1 / math.sqrt(c.hidden))
+
+    @torch.no_grad()
+    def start_from(self, nouns: Tensor) -> None:
+        """Begin near a nearest-noun search in place of at random: the training is many times shorter.
+
+        The last prefix vector, from which the first token is read, becomes the embedding's H principal directions; a
+        token that begins nouns becomes their mean; the layers between begin small. The scales are the paper's.
+
+        Args:
+            nouns: [n, F], a text embedding of each noun of the dictionary as `read_texts` gives it; zeros where there
+                is none.
+        """
+        c = self.config
+        basis = torch.linalg.svd(nouns, full_matrices=False).Vh[: c.hidden]  # [<= H, F]
+        spread = math.sqrt(c.hidden / 2)  # a vector of H elements of the paper's variance
+        last = self.embed_prefix.weight.view(c.prefix, c.hidden, c.embedding_dim)[-1]
+        last.zero_()
+        last[: len(basis)] = basis * spread
+        self.positions[c.prefix - 1] *= QUIET
+        for layer in self.blocks:
+            layer.attention_out.weight *= QUIET
+            layer.feedforward_out.weight *= QUIET
+        reduced = torch.zeros(len(nouns), c.hidden, device=nouns.device)
+        reduced[:, : len(basis)] = nouns @ basis.T
+        first = torch.from_numpy(self.vocabulary.dictionary[:, 0]).to(nouns.device)
+        sums = torch.zeros_like(self.tokens).index_add_(0, first, reduced)
+        known = (sums != 0).any(1)
+        self.tokens[known] = F.normalize(sums[known], dim=1) * spread
 
     def forward(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits.

@@ -64,6 +64,9 @@ class Samples(Protocol):
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
         """About `count` samples; the same ones for a generator in the same state."""
 
+    def noun_means(self) -> NDArray[np.float32]:
+        """[n, F], the mean of the embeddings of texts that name this noun of the dictionary alone; zeros if none do."""
+
 
 class EmbeddedNouns:
     """Text embeddings that were made elsewhere, one or several per noun, mixed into multisets of one to three nouns.
@@ -99,6 +102,9 @@ class EmbeddedNouns:
         self.owners = np.array([position[str(noun)] for noun in nouns])
         self.mixtures = np.array(mixtures, float) / sum(mixtures)
 
+    def noun_means(self) -> NDArray[np.float32]:
+        return mean_of_each(self.vectors, self.owners, len(self.nouns))
+
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
         number = 1 + rng.choice(3, count, p=self.mixtures)
         number = number[: int(np.searchsorted(number.cumsum(), count, "right")) or 1]
@@ -108,6 +114,14 @@ class EmbeddedNouns:
         np.add.at(mixed, text, self.vectors[rows])
         mixed /= np.maximum(np.linalg.norm(mixed, axis=1, keepdims=True), 1e-12)
         return Batch(mixed[text], self.owners[rows], (1 / number[text]).astype(np.float32))
+
+
+def mean_of_each(vectors: NDArray[np.float32], owners: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+    """Means [count, F] of the vectors [n, F] of each owner [n]; zeros where it has none."""
+    means = np.zeros((count, vectors.shape[1]), np.float32)
+    np.add.at(means, owners, vectors)
+    means /= np.maximum(np.bincount(owners, minlength=count), 1)[:, None]
+    return means
 
 
 def train(

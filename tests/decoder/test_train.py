@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoder.beam import beam_search
+from decoder.dataset import EmbeddedTexts, Text
 from decoder.errors import DecoderError, NounError
 from decoder.model import DecoderConfig, ObjectDecoder
 from decoder.noise import Noise
@@ -46,6 +47,45 @@ def test_a_trained_decoder_names_what_it_was_trained_on(tmp_path: Path) -> None:
     assert last == seen[-1][1] < seen[0][1] / 2
     found = beam_search(decoder, data.vectors, 3)
     assert [names[0] for names in found.nouns] == NOUNS
+
+
+def test_it_starts_as_a_nearest_noun_search() -> None:
+    """Before any training: each noun's embedding, shaken, gives the first token of that noun."""
+    rng = np.random.default_rng(0)
+    nouns = [f"w{i} w{i + 1}" for i in range(0, 40, 2)]
+    rows = rng.normal(size=(len(nouns), 64))
+    data = EmbeddedNouns(np.array(nouns), rows)
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.from_nouns(make_tokenizer(41), nouns)
+    decoder = ObjectDecoder(DecoderConfig(64, len(vocabulary), vocabulary.token_length, 4, 96, 3, 4, 32), vocabulary)
+    shaken = torch.from_numpy(data.vectors + 0.05 * rng.normal(size=rows.shape)).float()
+
+    def first_tokens_right() -> float:
+        first = decoder.eval()(shaken, torch.from_numpy(vocabulary.dictionary))[:, 0].argmax(1)
+        return (first.numpy() == vocabulary.dictionary[:, 0]).mean()
+
+    assert first_tokens_right() < 0.5
+    decoder.start_from(torch.from_numpy(data.noun_means()))
+    assert first_tokens_right() > 0.9
+
+
+def test_a_noun_without_a_text_of_its_own_starts_at_random() -> None:
+    decoder = new_decoder()
+    means = torch.from_numpy(samples().noun_means())
+    means[3] = 0  # "w5", whose token no other noun has
+    token = decoder.vocabulary.dictionary[3, 0]
+    before = decoder.tokens.detach().clone()
+    decoder.start_from(means)
+    assert torch.equal(decoder.tokens[token], before[token])
+    assert torch.equal(decoder.tokens[0], before[0])  # the end token
+    assert not torch.equal(decoder.tokens, before)
+
+
+def test_means_of_texts_about_one_noun() -> None:
+    texts = [Text("a", (0,)), Text("b", (0,)), Text("c", (0, 1)), Text("d", (1,))]
+    rows = np.eye(4, dtype=np.float16)
+    means = EmbeddedTexts([texts[:2], texts[2:]], (1, 1), rows).noun_means()
+    assert means.tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0, 1]]
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
