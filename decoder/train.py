@@ -25,6 +25,8 @@ from decoder.model import ObjectDecoder
 from decoder.noise import Noise
 
 STATE = "training.pt"
+SHORT = 4
+"""Tokens of a noun that is not long, its end token included."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +186,22 @@ def train(
 
 
 def weighted_loss(decoder: ObjectDecoder, embeddings: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy per token up to the first end token, samples weighed: embeddings [b, F], targets [b, C]."""
-    needed = (targets != 0).cumprod(1)
-    counted = torch.cat([torch.ones_like(needed[:, :1]), needed[:, :-1]], 1).bool()  # the first end token, too
-    longest = int(counted.sum(1).max())
-    targets, counted = targets[:, :longest], counted[:, :longest]
-    logits = decoder.logits(decoder.states(embeddings, targets)[counted])  # not of the padding: V is large
-    losses = F.cross_entropy(logits.float(), targets[counted], reduction="none")
-    weight = weights[:, None].expand_as(counted)[counted]
+    """Mean cross-entropy per token up to the first end token, samples weighed: embeddings [b, F], targets [b, C].
+
+    Padding costs nothing in the output layer, where V is large, and little in the layers: most nouns are short, and are
+    computed apart from the few long ones.
+    """
+    lengths = (targets != 0).cumprod(1).sum(1) + 1  # with the end token
+    states, labels, weighed = [], [], []
+    for rows in (lengths <= SHORT, lengths > SHORT):
+        if bool(rows.any()):
+            longest = int(lengths[rows].max())
+            counted = torch.arange(longest, device=targets.device) < lengths[rows, None]
+            states.append(decoder.states(embeddings[rows], targets[rows, :longest])[counted])
+            labels.append(targets[rows, :longest][counted])
+            weighed.append(weights[rows, None].expand_as(counted)[counted])
+    losses = F.cross_entropy(decoder.logits(torch.cat(states)).float(), torch.cat(labels), reduction="none")
+    weight = torch.cat(weighed)
     return (losses * weight).sum() / weight.sum()
 
 

@@ -155,7 +155,9 @@ def test_multisets_weigh_their_nouns_alike() -> None:
     assert texts <= round(float(batch.weights.sum()))
 
 
-def test_the_loss_counts_tokens_up_to_the_first_end() -> None:
+@pytest.mark.parametrize("short", [1, 2, 4])
+def test_the_loss_counts_tokens_up_to_the_first_end(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decoder.train.SHORT", short)
     decoder = new_decoder().eval()
     embeddings = torch.nn.functional.normalize(torch.randn(2, 16), dim=1)
     targets = torch.from_numpy(decoder.vocabulary.encode(["w0", "w1 w3 w4"]))
