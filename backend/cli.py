@@ -39,7 +39,9 @@ Store = Annotated[str | None, typer.Option(help="redis://..., sqlite:///... [env
 Captions = Annotated[
     str | None, typer.Option(help="Folders of caption indexes, 'default' or 'none'. [env: FORELABEL_CAPTIONS]")
 ]
-Decoder = Annotated[str | None, typer.Option(help="A folder of `decoder train` or `import`. [env: FORELABEL_DECODER]")]
+Decoder = Annotated[
+    str | None, typer.Option(help="'auto' (the bundled one), 'none' or a folder. [env: FORELABEL_DECODER]")
+]
 StudioUrl = Annotated[str | None, typer.Option(help="Label Studio's address. [env: FORELABEL_STUDIO_URL]")]
 Token = Annotated[str | None, typer.Option(help="Its access token. [env: FORELABEL_STUDIO_TOKEN]")]
 
@@ -47,6 +49,12 @@ Token = Annotated[str | None, typer.Option(help="Its access token. [env: FORELAB
 class Format(StrEnum):
     jsonl = "jsonl"
     studio = "studio"
+
+
+Images = Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched through.")]
+Top = Annotated[int, typer.Option(min=1, help="Suggestions written per image.")]
+OutputFormat = Annotated[Format, typer.Option(help="One JSON object per line, or tasks for Label Studio.")]
+Html = Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")]
 
 
 def main() -> None:
@@ -112,16 +120,16 @@ def _line(record: dict[str, Any]) -> None:
 
 @app.command()
 def label(
-    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched through.")],
+    paths: Images,
     labels: Annotated[str | None, typer.Option(help="The label set, separated by commas.")] = None,
     labels_file: Annotated[Path | None, typer.Option(help="The label set, one per line.")] = None,
     captions: Captions = None,
     model: Model = None,
     device: Device = None,
     store: Store = None,
-    top: Annotated[int, typer.Option(min=1, help="Labels written per image.")] = 5,
-    format: Annotated[Format, typer.Option(help="One JSON object per line, or tasks for Label Studio.")] = Format.jsonl,
-    html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
+    top: Top = 5,
+    format: OutputFormat = Format.jsonl,
+    html: Html = None,
 ) -> None:
     """Suggest labels for images.
 
@@ -147,7 +155,7 @@ def label(
 
 @app.command()
 def name(
-    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched through.")],
+    paths: Images,
     only: Annotated[str | None, typer.Option(help="Name with these nouns alone, separated by commas.")] = None,
     only_file: Annotated[Path | None, typer.Option(help="The same, one noun per line.")] = None,
     ban: Annotated[str | None, typer.Option(help="Never say these nouns, separated by commas.")] = None,
@@ -155,13 +163,13 @@ def name(
     model: Model = None,
     device: Device = None,
     store: Store = None,
-    top: Annotated[int, typer.Option(min=1, help="Nouns written per image.")] = 5,
-    format: Annotated[Format, typer.Option(help="One JSON object per line, or tasks for Label Studio.")] = Format.jsonl,
-    html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
+    top: Top = 5,
+    format: OutputFormat = Format.jsonl,
+    html: Html = None,
 ) -> None:
     """Name what is in images, without a label set.
 
-    Example: forelabel name photos/ --decoder my-decoder --ban person --html report.html
+    Example: forelabel name photos/ --ban person --html report.html
     """
     from backend.labelling import name_images, read_words
     from backend.studio_tasks import name_task
@@ -289,12 +297,7 @@ def decoder_train(
     embeddings: Annotated[
         Path | None, typer.Option(help="An .npz file (nouns, embeddings) instead of the dictionary.")
     ] = None,
-    photos: Annotated[
-        Path | None, typer.Option(help="Photos, or an .npz (embeddings), for the mean of the images.")
-    ] = None,
-    centre: Annotated[
-        bool | None, typer.Option("--centre/--raw", help="Subtract each modality's mean; else with --photos only.")
-    ] = None,
+    centre: Annotated[bool, typer.Option("--centre/--raw", help="Subtract the texts' mean.")] = True,
     steps: Annotated[int, typer.Option(min=1)] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 1024,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1.5e-3,
@@ -326,9 +329,9 @@ def decoder_train(
         if encoder and not embeddings:
             texts = Texts(nouns, add_nouns, captions, texts_per_noun, settings.data_dir / "texts")
             with texts_bar() as embedded:
-                about = train_on_encoder(recipe, encoder, texts, photos, embedded, trained)
+                about = train_on_encoder(recipe, encoder, texts, embedded, trained)
         elif embeddings:
-            about = train_on_file(recipe, embeddings, encoder, photos, trained)
+            about = train_on_file(recipe, embeddings, encoder, trained)
     if encoder:
         encoder.close()
     _line(about)

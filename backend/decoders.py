@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from backend.labelling import find_images
 from decoder.checkpoint import describe, load_novic, save_decoder
 from decoder.dataset import EmbeddedTexts, captions_with_nouns, embed_texts, multisets, prompts
 from decoder.errors import CheckpointError, DecoderError, NounError
@@ -29,11 +28,7 @@ from decoder.vocabulary import Vocabulary
 from retrieval.caption_sources import read_captions
 from retrieval.devices import choose_device
 from retrieval.encoder import DualEncoder
-from retrieval.errors import UnreadableImage
 from retrieval.towers import POCKET
-
-MEAN_PHOTOS = 2000
-"""Photos whose mean stands for the encoder's; of more, evenly spaced ones are taken."""
 
 SHARES = (0.5, 0.1, 0.1, 0.3)
 """Of prompts, pairs, triples and captions among the samples; the paper gives captions 30 %."""
@@ -57,8 +52,8 @@ class Recipe:
     sizes: Sizes
     options: TrainOptions
     device: str = "auto"
-    centre: bool | None = None
-    """None: where the images' mean is known, or the embeddings come from a file."""
+    centre: bool = True
+    """Subtract the texts' mean, see `ObjectDecoder.read_images`."""
     dtype: str = "float32"
     """Of the weights on disk."""
 
@@ -107,7 +102,6 @@ def train_on_file(
     recipe: Recipe,
     file: Path,
     encoder: DualEncoder | None,
-    photos: Path | None,
     progress: Callable[[int, float], None],
 ) -> dict[str, Any]:
     """Train on text embeddings that were made elsewhere: an .npz with the arrays `nouns` and `embeddings`.
@@ -116,7 +110,6 @@ def train_on_file(
         recipe: what to train.
         file: several rows may have the same noun.
         encoder: whose embeddings they are, where it is at hand: gives the tokenizer, and the decoder is tied to it.
-        photos: a folder of photos for `encoder`, or an .npz with image embeddings, for the mean of the images.
         progress: told the steps done and the loss.
 
     Returns:
@@ -134,15 +127,13 @@ def train_on_file(
         raise DecoderError(f"{file} holds embeddings of length {dim}, but those of {encoder.name} have {encoder.dim}")
     tokenizer = encoder.tokenizer if encoder else AutoTokenizer.from_pretrained(POCKET / "text")
     vocabulary = Vocabulary.from_nouns(tokenizer, samples.nouns)
-    mean = samples.vectors.mean(0) if recipe.centre in (None, True) else None
-    return _train(recipe, vocabulary, samples, encoder, dim, mean, photos, progress)
+    return _train(recipe, vocabulary, samples, encoder, samples.vectors, progress)
 
 
 def train_on_encoder(
     recipe: Recipe,
     encoder: DualEncoder,
     texts: Texts,
-    photos: Path | None,
     embedding: Callable[[int, int], None],
     progress: Callable[[int, float], None],
 ) -> dict[str, Any]:
@@ -152,7 +143,6 @@ def train_on_encoder(
         recipe: what to train.
         encoder: whose image embeddings are to be named.
         texts: which texts.
-        photos: a folder of photos, for the mean of the images.
         embedding: told how many more texts are embedded, and of how many.
         progress: told the steps done and the loss.
 
@@ -171,9 +161,7 @@ def train_on_encoder(
     every = [text for kind in kinds for text in kind]
     embeddings = embed_texts(every, encoder, texts.cache, lambda more: embedding(more, len(every)))
     samples = EmbeddedTexts(kinds, SHARES, embeddings)
-    centred = recipe.centre if recipe.centre is not None else photos is not None
-    mean = np.asarray(embeddings[: len(singles)], np.float32).mean(0) if centred else None
-    return _train(recipe, vocabulary, samples, encoder, encoder.dim, mean, photos, progress)
+    return _train(recipe, vocabulary, samples, encoder, embeddings[: len(singles)], progress)
 
 
 def _train(
@@ -181,20 +169,15 @@ def _train(
     vocabulary: Vocabulary,
     samples: Samples,
     encoder: DualEncoder | None,
-    dim: int,
-    text_mean: NDArray[np.float32] | None,
-    photos: Path | None,
+    texts: NDArray[np.floating[Any]],
     progress: Callable[[int, float], None],
 ) -> dict[str, Any]:
-    config = DecoderConfig(dim, len(vocabulary), vocabulary.token_length, **asdict(recipe.sizes))
+    """Train; `texts` [n, F] are those whose mean is subtracted."""
+    config = DecoderConfig(texts.shape[1], len(vocabulary), vocabulary.token_length, **asdict(recipe.sizes))
     torch.manual_seed(recipe.options.seed)
     decoder = ObjectDecoder(config, vocabulary)
-    if text_mean is not None:
-        decoder.text_mean = torch.from_numpy(text_mean)
-        if photos is not None:
-            decoder.image_mean = torch.from_numpy(_image_mean(photos, encoder, dim))
-    means = torch.from_numpy(samples.noun_means())
-    decoder.start_from(decoder.read_texts(means) * means.any(1, keepdim=True))
+    mean = torch.from_numpy(np.asarray(texts, np.float32).mean(0)) if recipe.centre else None
+    decoder.start_from(torch.from_numpy(samples.noun_means()), mean)
     decoder = decoder.to(choose_device(recipe.device).name)
     state = recipe.out.with_name(recipe.out.name + ".training")
     began = time.monotonic()
@@ -206,25 +189,6 @@ def _train(
         file.unlink()
     state.rmdir()
     return {**describe(recipe.out), "loss": round(loss, 4), "seconds": round(seconds, 1)}
-
-
-def _image_mean(photos: Path, encoder: DualEncoder | None, dim: int) -> NDArray[np.float32]:
-    if photos.suffix == ".npz":
-        vectors = np.asarray(read_arrays(photos, ("embeddings",))["embeddings"], np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != dim or not len(vectors):
-            raise DecoderError(f"{photos} holds embeddings of shape {vectors.shape}; need [n, {dim}], n > 0")
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    else:
-        if encoder is None:
-            raise DecoderError("photos are embedded with an encoder: say which with --model, or give an .npz file")
-        files = find_images([photos])
-        step = max(1, len(files) // MEAN_PHOTOS)
-        outcomes = encoder.iter_embed_images([file.read_bytes() for file in files[::step]])
-        vectors = np.array([outcome for outcome in outcomes if not isinstance(outcome, UnreadableImage)])
-        if not len(vectors):
-            raise DecoderError(f"there are no photos that can be read in {photos}")
-    mean: NDArray[np.float32] = vectors.mean(0).astype(np.float32)
-    return mean
 
 
 def import_novic(file: Path, encoder: DualEncoder, out: Path) -> dict[str, Any]:

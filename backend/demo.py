@@ -1,4 +1,4 @@
-"""`forelabel demo`: Label Studio, the backend and the store on this machine, and a project of pre-labelled photos.
+"""`forelabel demo`: Label Studio, the backend and the store on this machine, and two projects of pre-labelled photos.
 
 Everything is kept in one folder, so that a second run finds what the first one made. Every process that is started
 here ends with this one.
@@ -26,11 +26,11 @@ from pathlib import Path
 import redis
 
 from backend.child_process import ChildProcess, ChildProcessError, ask
-from backend.demo_check import check_predictions, upload_name
+from backend.demo_check import check_names, check_predictions, upload_name
 from backend.demo_photos import SAMPLE_LABELS, SAMPLE_PHOTOS, photos_in
 from backend.settings import Settings
 from backend.studio_process import StudioLogin, StudioNotFoundError, StudioProcess
-from plugin.connect import connect
+from plugin.connect import Connection, connect
 from plugin.errors import PluginError
 from plugin.prelabel import prelabel
 from plugin.studio import UPLOAD_SUFFIXES, Studio
@@ -114,25 +114,45 @@ def _run(options: _Options, stack: contextlib.ExitStack) -> int:
 
     client = Studio(studio.url, login.token)
     stack.callback(client.close)
-    basic_auth = Settings().basic_auth.get_secret_value() or None
     title = _title(options.photos, options.labels)
-    connection = connect(client, backend_url, create=title, labels=options.labels, basic_auth=basic_auth)
+    labelled = _prelabelled(client, backend_url, title, photos, labels=options.labels)
+    naming_title = _short(f"{_subject(options.photos)}: any name")
+    named = _prelabelled(client, backend_url, naming_title, photos, template="image-naming")
+    if options.check:
+        judged = SAMPLE_PHOTOS if options.labels == SAMPLE_LABELS and not options.photos else ()
+        reports = [
+            check_names(client, named.project_id, photos),
+            check_predictions(client, labelled.project_id, photos, options.labels, judged),
+        ]
+        for report in reports:
+            print("\n".join(report.lines), flush=True)
+        return 0 if all(report.passed for report in reports) else 1
+    _say(
+        f"\nOpen   {labelled.project_url}   a label set\n       {named.project_url}   any name\n"
+        f"Login  {login.email}\n       {login.password}\n"
+        f"\n{len(photos)} photos carry suggestions: open one, correct it if need be, submit. Ctrl-C stops everything."
+    )
+    _watch([studio, backend, *children])
+    return 1
+
+
+def _prelabelled(
+    client: Studio,
+    backend_url: str,
+    title: str,
+    photos: Sequence[Path],
+    template: str = "image-classification",
+    labels: Sequence[str] = (),
+) -> Connection:
+    """A connected project of these photos, each with its suggestion."""
+    basic_auth = Settings().basic_auth.get_secret_value() or None
+    connection = connect(client, backend_url, create=title, template=template, labels=labels, basic_auth=basic_auth)
     for step in connection.steps:
         _say(f"  {step}")
     _import_missing(client, connection.project_id, photos)
     for progress in prelabel(client, connection.project_id):
         _say(f"  pre-labelled {progress.stored} of {progress.total}")
-    if options.check:
-        judged = SAMPLE_PHOTOS if options.labels == SAMPLE_LABELS and not options.photos else ()
-        report = check_predictions(client, connection.project_id, photos, options.labels, judged)
-        print("\n".join(report.lines), flush=True)
-        return 0 if report.passed else 1
-    _say(
-        f"\nOpen   {connection.project_url}\nLogin  {login.email}\n       {login.password}\n"
-        f"\n{len(photos)} photos carry a suggestion: open one, correct it if need be, submit. Ctrl-C stops everything."
-    )
-    _watch([studio, backend, *children])
-    return 1
+    return connection
 
 
 def _say(text: str) -> None:
@@ -250,7 +270,15 @@ def _title(folder: Path | None, labels: Sequence[str]) -> str:
     """A project per folder and label set: other labels must not meet annotations made with the first ones."""
     if folder is None and tuple(labels) == SAMPLE_LABELS:
         return "Forelabel demo"
-    title = f"{folder.name if folder else 'Forelabel demo'}: {', '.join(labels)}"
+    return _short(f"{_subject(folder)}: {', '.join(labels)}")
+
+
+def _subject(folder: Path | None) -> str:
+    return folder.name if folder else "Forelabel demo"
+
+
+def _short(title: str) -> str:
+    """The title as Label Studio takes it; two long ones stay different."""
     if len(title) <= TITLE_LENGTH:
         return title
     digest = hashlib.sha256(title.encode()).hexdigest()[:6]

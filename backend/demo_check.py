@@ -63,6 +63,24 @@ def check_predictions(
     return CheckReport(passed, tuple(lines))
 
 
+def check_names(client: Studio, project_id: int, photos: Sequence[Path]) -> CheckReport:
+    """Every photo has one prediction with at least one name. What fits a photo is for its viewer to say."""
+    names: dict[str, list[list[str]]] = defaultdict(list)
+    files = {task["id"]: upload_name(next(iter(task["data"].values()))) for task in client.tasks(project_id)}
+    for prediction in client.predictions(project_id):
+        said = [path[-1] for region in prediction["result"] for path in region["value"].get("taxonomy", ())]
+        names[files[prediction["task"]]].append(said)
+    lines, sound = [], 0
+    for photo in photos:
+        stored = names[upload_name(photo.name)]
+        good = bool(stored) and all(stored)
+        sound += good
+        said_of = "; ".join(", ".join(found) or "nothing" for found in stored) or "nothing"
+        lines.append(f"  {'named' if good else 'FAULT':5}  {photo.name:24} {said_of}")
+    lines.append(f"{sound} of {len(photos)} photos have names")
+    return CheckReport(sound == len(photos), tuple(lines))
+
+
 def _choices(prediction: dict[str, Any]) -> list[str]:
     """The chosen labels of a prediction; "?" for one that chooses none, which is in no label set."""
     return [choice for region in prediction["result"] for choice in region["value"].get("choices", ())] or ["?"]

@@ -6,11 +6,13 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from backend.engine import load_captions
+from backend.naming import Namer, decoder_folder
 from backend.settings import Settings
 from retrieval.devices import choose_device
 from retrieval.encoder import DualEncoder, load_encoder
@@ -65,10 +67,17 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _attempt("encoder", encoder)
     if encoders:
         yield _attempt("captions", lambda: _captions(settings, encoders[0]))
+        if folder := decoder_folder(settings.decoder, settings.model):
+            yield _attempt("decoder", lambda: _decoder(folder, encoders[0]))
         encoders[0].close()
     yield _attempt("store", lambda: _store(settings))
     if settings.studio_url:
         yield _attempt("Label Studio", lambda: _studio(settings))
+
+
+def _decoder(folder: Path, encoder: DualEncoder) -> str:
+    decoder = Namer(folder, encoder).decoder()
+    return f"{folder}: {len(decoder.vocabulary.nouns):,} nouns"
 
 
 def _attempt(part: str, work: Callable[[], str]) -> Finding:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.naming import Namer
+from backend.naming import Namer, decoder_folder
 from backend.settings import Settings
 from retrieval.caption_sources import build_index, read_captions
 from retrieval.captions import CaptionIndex, merge
@@ -45,7 +45,7 @@ class Engine:
         self.encoder = load_encoder(settings.model, settings.device, settings.max_image_pixels)
         self.embedder = Embedder(self.encoder, self.store, settings.batch_size)
         self.captions = load_captions(settings, self.encoder, progress)
-        self.namer = Namer(settings.decoder, self.encoder)
+        self.namer = Namer(decoder_folder(settings.decoder, settings.model), self.encoder)
         self._lock = threading.Lock()
         self._xmore: OrderedDict[tuple[tuple[str, str | None], ...], XMoRe] = OrderedDict()
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from decoder.beam import beam_search
-from decoder.checkpoint import describe, load_decoder
+from decoder.checkpoint import POCKET, describe, load_decoder
 from decoder.errors import CheckpointError
 from decoder.model import ObjectDecoder
 from decoder.trie import Trie
@@ -30,6 +30,13 @@ Names = list[tuple[str, float]]
 """Nouns and their probabilities, best first."""
 
 
+def decoder_folder(setting: str, model: str) -> Path | None:
+    """The decoder that FORELABEL_DECODER names for an encoder; None where there is none."""
+    if setting == "auto":
+        return POCKET if model == "pocket" else None
+    return None if setting in ("", "none") else Path(setting)
+
+
 class NounList(NamedTuple):
     """Nouns that a request allows."""
 
@@ -41,13 +48,13 @@ class NounList(NamedTuple):
 class Namer:
     """Opens its decoder when it is first asked. Safe to call from several threads."""
 
-    def __init__(self, decoder: str, encoder: DualEncoder) -> None:
+    def __init__(self, folder: Path | None, encoder: DualEncoder) -> None:
         """
         Args:
-            decoder: a decoder's folder; empty for none.
+            folder: the decoder's; None where there is none.
             encoder: whose embeddings are named.
         """
-        self._setting, self._encoder = decoder, encoder
+        self._folder, self._encoder = folder, encoder
         self._lock = threading.Lock()
         self._decoder: ObjectDecoder | None = None
         self._lists: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], NounList] = OrderedDict()
@@ -93,18 +100,14 @@ class Namer:
         """The decoder, opened. Raises CheckpointError as `name` does."""
         with self._lock:
             if self._decoder is None:
-                folder = self._folder()
-                self._refuse_other_encoders(folder)
-                self._decoder = load_decoder(folder).to(torch.device(self._encoder.device.name))
+                if self._folder is None:
+                    raise CheckpointError(
+                        f"naming needs a decoder for {self._encoder.name}: make one with `forelabel decoder train` or "
+                        "`import`, and name its folder in FORELABEL_DECODER"
+                    )
+                self._refuse_other_encoders(self._folder)
+                self._decoder = load_decoder(self._folder).to(torch.device(self._encoder.device.name))
             return self._decoder
-
-    def _folder(self) -> Path:
-        if not self._setting:
-            raise CheckpointError(
-                f"naming needs a decoder for {self._encoder.name}: make one with `forelabel decoder train` or "
-                "`import`, and name its folder in FORELABEL_DECODER"
-            )
-        return Path(self._setting)
 
     def _refuse_other_encoders(self, folder: Path) -> None:
         about, encoder = describe(folder), self._encoder

@@ -23,7 +23,7 @@ from backend.engine import Engine
 from backend.guarded_http import ImageError
 from backend.images import FetchPolicy, ImageFetcher
 from backend.metrics import Metrics
-from backend.naming import Names
+from backend.naming import Names, decoder_folder
 from backend.settings import Settings
 from backend.task_options import TaskOptions
 from decoder.errors import DecoderError
@@ -155,7 +155,8 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     def _answerable(self, label_config: str) -> LabelingConfig:
         """The config, refused where it asks only for names and there is nothing to name with."""
         config = parse_labeling_config(label_config)
-        if not self.settings.decoder and not any(control.labels for control in config.controls):
+        named = decoder_folder(self.settings.decoder, self.settings.model) is not None
+        if not named and not any(control.labels for control in config.controls):
             raise LabelingConfigError(
                 "The labeling config asks only open questions, and the backend has no decoder to name images with: set "
                 "FORELABEL_DECODER to a folder of `forelabel decoder train` or `import`, or add labels to choose from."

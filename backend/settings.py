@@ -32,8 +32,9 @@ class Settings(BaseSettings):
     captions: str = "default"
     """"default" is the bundled sentences, "none" turns retrieval off, else folders of `forelabel index build`."""
 
-    decoder: str = ""
-    """What names images without a label set: a folder of `forelabel decoder train` or `import`; empty names nothing."""
+    decoder: str = "auto"
+    """What names images without a label set: "auto" is the bundled decoder for the pocket encoder, and none for others;
+    "none", or a folder of `forelabel decoder train` or `import`."""
 
     names: Annotated[int, Field(ge=1, le=10)] = 5
     """The most names suggested for an open question."""

@@ -7,7 +7,14 @@ import sys
 
 from benchmarks.report import DATA
 
-BENCHMARKS = {"throughput": False, "decoding": False, "accuracy": True, "unknown_labels": True, "xmore_choices": True}
+BENCHMARKS = {
+    "throughput": False,
+    "decoding": False,
+    "accuracy": True,
+    "naming": True,
+    "unknown_labels": True,
+    "xmore_choices": True,
+}
 """Name -> whether it needs the labelled photos of ../shared/data. Each runs in a process of its own."""
 
 

@@ -1,6 +1,6 @@
 """Names without a label set: a decoder of the pocket encoder on validation photos.
 
-apt-get install wordnet-base; python -m benchmarks.naming DECODER
+apt-get install wordnet-base; python -m benchmarks.naming [DECODER]
 
 free      guided by the whole dictionary; a name is right if it is the class, a synonym of it, or a WordNet hypernym
           within two steps (of the class's most frequent visible sense)
@@ -62,7 +62,9 @@ def main() -> None:
     senses = {**sense_order(), **visible}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(Settings(model="pocket", decoder=sys.argv[1], captions="none", data_dir=Path(scratch)))
+        engine = Engine(
+            Settings(model="pocket", decoder=(sys.argv[1:] or ["auto"])[0], captions="none", data_dir=Path(scratch))
+        )
         for title in ("Tiny ImageNet", "Caltech-101"):
             table = pq.read_table(DATA / f"{SETS[title]}.parquet", columns=["image", "label", "split"])
             validation = table.filter([split == "validation" for split in table["split"].to_pylist()])

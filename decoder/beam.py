@@ -49,8 +49,8 @@ def beam_search(
 
     Args:
         decoder: in whatever mode; it is put into evaluation mode.
-        embeddings: unit image embeddings [b, F], as the encoder gives them; `ObjectDecoder.read_images` centres them if
-            the decoder wants that.
+        embeddings: unit image embeddings [b, F], as the encoder gives them; `ObjectDecoder.read_images` puts them as
+            the decoder wants them.
         beam_width: candidates kept at each step, and the most that are answered.
         guided: only nouns of the dictionary, or of `trie`.
         renormalise: see the module's docstring; guided only.

@@ -30,6 +30,9 @@ from decoder.errors import CheckpointError, DecoderError
 from decoder.model import DecoderConfig, ObjectDecoder
 from decoder.vocabulary import Vocabulary
 
+POCKET = Path(__file__).parent / "pocket"
+"""The bundled decoder, for the pocket encoder's embeddings."""
+
 FORMAT = 1
 
 
@@ -101,7 +104,7 @@ def load_decoder(path: str | Path) -> ObjectDecoder:
         if len(tokens) != config.vocabulary:
             raise CheckpointError(f"{folder} is damaged: {len(tokens)} tokens, but weights for {config.vocabulary}")
         decoder = ObjectDecoder(config, Vocabulary(tokenizer, tokens, config.token_length, nouns))
-        for name in {"text_mean", "image_mean"} & set(weights):
+        for name in {"text_mean", "span"} & set(weights):
             setattr(decoder, name, weights[name].float())
         decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except DecoderError:

@@ -15,9 +15,6 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from decoder.vocabulary import Vocabulary
 
-FEW = 16
-"""Images whose mean may stand for the mean of all."""
-
 QUIET = 0.1
 """Of the paper's scale, for what would drown the embedding when a decoder starts from its nouns."""
 
@@ -118,31 +115,28 @@ class ObjectDecoder(nn.Module):
         self.layers = nn.ModuleList(self.blocks)
         self.norm = nn.LayerNorm(config.hidden, bias=False)
         self.register_buffer("text_mean", None)
-        self.register_buffer("image_mean", None)
+        self.register_buffer("span", None)
         self._initialise()
 
     text_mean: Tensor | None
     """[F], mean of the text embeddings it was trained on; None: it reads embeddings as they are (published ones do)."""
-    image_mean: Tensor | None
-    """[F], mean of the encoder's image embeddings, where it is known."""
+    span: Tensor | None
+    """[s, F], an orthonormal basis of what tells the nouns' texts apart; there is one where there is a text_mean."""
 
     def read_texts(self, embeddings: Tensor) -> Tensor:
-        """Unit text embeddings [b, F] as `forward` takes them: as they are, or centred and of unit norm again."""
-        return embeddings if self.text_mean is None else F.normalize(embeddings - self.text_mean, dim=-1)
+        """Unit text embeddings [b, F] as `forward` takes them: as they are, or centred, in the span, of unit norm."""
+        if self.text_mean is None or self.span is None:
+            return embeddings
+        return F.normalize((embeddings - self.text_mean) @ self.span.T @ self.span, dim=-1)
 
     def read_images(self, embeddings: Tensor) -> Tensor:
         """Unit image embeddings [b, F] as `forward` takes them.
 
-        Images and texts of one encoder lie around different means (the modality gap), so a decoder of centred texts
-        reads images without their own mean. Where that is not known, the mean of FEW or more images stands for it, and
-        the texts' mean for that of fewer, which costs most of the names (docs/naming.md).
+        Images and texts of one encoder lie around different means (the modality gap). The images' own mean need not be
+        known: most of it lies outside of the span of the centred texts, onto which images are projected
+        (docs/lab-notes.md).
         """
-        if self.text_mean is None:
-            return embeddings
-        mean = self.image_mean
-        if mean is None:
-            mean = embeddings.mean(0) if len(embeddings) >= FEW else self.text_mean
-        return F.normalize(embeddings - mean, dim=-1)
+        return embeddings if self.span is None else F.normalize(embeddings @ self.span.T @ self.span, dim=-1)
 
     def _initialise(self) -> None:
         c = self.config
@@ -158,19 +152,23 @@ class ObjectDecoder(nn.Module):
         nn.init.constant_(self.norm.weight, 1 / math.sqrt(c.hidden))
 
     @torch.no_grad()
-    def start_from(self, nouns: Tensor) -> None:
+    def start_from(self, nouns: Tensor, text_mean: Tensor | None = None) -> None:
         """Begin near a nearest-noun search in place of at random: the training is many times shorter.
 
         The last prefix vector, from which the first token is read, becomes the embedding's H principal directions; a
         token that begins nouns becomes their mean; the layers between begin small. The scales are the paper's.
 
         Args:
-            nouns: [n, F], a text embedding of each noun of the dictionary as `read_texts` gives it; zeros where there
-                is none.
+            nouns: [n, F], a unit text embedding of each noun of the dictionary; zeros where there is none.
+            text_mean: [F], what `read_texts` is to subtract; None for a decoder that reads embeddings as they are.
         """
         c = self.config
-        basis = torch.linalg.svd(nouns, full_matrices=False).Vh[: c.hidden]  # [<= H, F]
-        spread = math.sqrt(c.hidden / 2)  # a vector of H elements of the paper's variance
+        known = nouns.any(1)
+        texts = nouns[known] if text_mean is None else F.normalize(nouns[known] - text_mean, dim=-1)
+        basis = torch.linalg.svd(texts, full_matrices=False).Vh[: c.hidden]
+        if text_mean is not None:
+            self.text_mean, self.span = text_mean, basis
+        spread = math.sqrt(c.hidden / 2)  # the norm of H elements of the paper's variance
         last = self.embed_prefix.weight.view(c.prefix, c.hidden, c.embedding_dim)[-1]
         last.zero_()
         last[: len(basis)] = basis * spread
@@ -178,12 +176,11 @@ class ObjectDecoder(nn.Module):
         for layer in self.blocks:
             layer.attention_out.weight *= QUIET
             layer.feedforward_out.weight *= QUIET
-        reduced = torch.zeros(len(nouns), c.hidden, device=nouns.device)
-        reduced[:, : len(basis)] = nouns @ basis.T
-        first = torch.from_numpy(self.vocabulary.dictionary[:, 0]).to(nouns.device)
-        sums = torch.zeros_like(self.tokens).index_add_(0, first, reduced)
-        known = (sums != 0).any(1)
-        self.tokens[known] = F.normalize(sums[known], dim=1) * spread
+        first = torch.from_numpy(self.vocabulary.dictionary[:, 0])[known.cpu()].to(nouns.device)
+        sums = torch.zeros_like(self.tokens)
+        sums[:, : len(basis)].index_add_(0, first, texts @ basis.T)
+        begins = sums.any(1)
+        self.tokens[begins] = F.normalize(sums[begins], dim=1) * spread
 
     def forward(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits.

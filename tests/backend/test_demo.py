@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from backend import demo
-from backend.demo_check import check_predictions, upload_name
+from backend.demo_check import check_names, check_predictions, upload_name
 from backend.demo_photos import SAMPLE_LABELS, SAMPLE_PHOTOS, photos_in
 from backend.studio_process import StudioNotFoundError, find_label_studio
 from plugin.studio import UPLOAD_SUFFIXES, Studio
@@ -63,6 +63,25 @@ def test_the_check_passes_when_all_is_right() -> None:
     report = check(right())
     assert report.passed
     assert report.lines[-1] == "PASSED"
+
+
+@pytest.mark.parametrize(
+    ("third", "passed"), [([["tabby", "cat"]], True), ([["tabby"], ["cat"]], True), ([[]], False), ([], False)]
+)
+def test_the_check_wants_a_name_for_every_photo(third: list[list[str]], passed: bool) -> None:
+    class Named(FakeStudio):
+        def predictions(self, project_id: int) -> list[dict[str, Any]]:
+            return [
+                {"task": task, "result": [{"value": {"taxonomy": [[name] for name in names]}}]}
+                for task, predictions in enumerate(self._choices)
+                for names in predictions
+            ]
+
+    choices = [[["thing"]] for _ in PHOTOS]
+    choices[3] = third
+    report = check_names(cast(Studio, Named(choices)), 8, PHOTOS)
+    assert report.passed == passed
+    assert report.lines[-1] == f"{len(PHOTOS) - (not passed)} of {len(PHOTOS)} photos have names"
 
 
 def test_the_check_wants_two_thirds_right() -> None:

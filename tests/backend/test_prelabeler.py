@@ -195,7 +195,7 @@ def test_names_are_held_to_a_list_or_kept_from_some(naming: Prelabeler) -> None:
 def test_without_a_decoder_what_has_a_label_set_is_answered_all_the_same(
     prelabeler: Prelabeler, tmp_path: Path
 ) -> None:
-    made = Prelabeler(settings(tmp_path))
+    made = Prelabeler(settings(tmp_path, decoder="none"))
     made.start()
     (item,) = made.predict([task(1, image=uri(1))], project="1", label_config=OPEN)
     assert answers(item) == {"what": ["cat"]}
