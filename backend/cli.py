@@ -298,7 +298,7 @@ def decoder_train(
         Path | None, typer.Option(help="An .npz file (nouns, embeddings) instead of the dictionary.")
     ] = None,
     centre: Annotated[bool, typer.Option("--centre/--raw", help="Subtract the texts' mean.")] = True,
-    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    steps: Annotated[int, typer.Option(min=1)] = 600,
     batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 1024,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1.5e-3,
     noise: Annotated[bool, typer.Option(help="Without noise a decoder reads texts, but hardly images.")] = True,

@@ -33,7 +33,7 @@ SHORT = 4
 class TrainOptions:
     """How to train. The optimizer's settings are the paper's (AdamW, cosine to 0, weight decay on matrices only)."""
 
-    steps: int = 2000
+    steps: int = 600
     batch: int = 1024
     """Samples per step; the paper's 8192 needs a GPU."""
     lr: float = 1.5e-3
