@@ -16,8 +16,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 from backend.child_process import ChildProcess, ask
 from backend.studio_process import StudioLogin, StudioProcess
 from plugin.studio import Studio
-from retrieval.encoder import load_encoder
-from tests.backend.conftest import save_small_decoder
 from tests.conftest import free_port
 from tests.e2e.harness import BASIC_AUTH, Backend
 
@@ -39,19 +37,15 @@ def studio_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioP
 
 @pytest.fixture(scope="session")
 def backend(tmp_path_factory: pytest.TempPathFactory, studio_process: StudioProcess) -> Iterator[Backend]:
-    """`forelabel serve` as a user starts it, with basic auth and a decoder, which says some noun or other."""
+    """`forelabel serve` as a user starts it, with basic auth."""
     folder = tmp_path_factory.mktemp("backend")
     port = free_port()
-    encoder = load_encoder("pocket", "cpu")
-    decoder = save_small_decoder(encoder, folder / "decoder")
-    encoder.close()
     environment = {
         "FORELABEL_PORT": str(port),
         "FORELABEL_DATA_DIR": str(folder),
         "FORELABEL_STUDIO_URL": studio_process.url,
         "FORELABEL_BASIC_AUTH": BASIC_AUTH,
-        "FORELABEL_DECODER": str(decoder),
-        "FORELABEL_NAME_THRESHOLD": "0",  # several names, though an untrained decoder is sure of none
+        "FORELABEL_NAME_THRESHOLD": "0",  # several names, to remove one of
     }
     process = ChildProcess(
         "The backend", [sys.executable, "-m", "backend.cli", "serve"], folder / "backend.log", environment
