@@ -30,13 +30,10 @@ def texts(encoder: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def small_decoder(encoder: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_decoder(encoder, tmp_path_factory.mktemp("decoders") / "small")
-
-
-def save_small_decoder(encoder: DualEncoder, folder: Path) -> Path:
     """An untrained decoder of WORDS for an encoder."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_nouns(encoder.tokenizer, WORDS)
     config = DecoderConfig(encoder.dim, len(vocabulary), vocabulary.token_length, 2, 32, 1, 4, 16)
+    folder = tmp_path_factory.mktemp("decoders") / "small"
     save_decoder(ObjectDecoder(config, vocabulary), folder, encoder.name, encoder.fingerprint)
     return folder

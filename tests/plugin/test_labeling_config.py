@@ -232,7 +232,7 @@ def test_templates(template: str, multiple: bool) -> None:
         ("image-naming", [Kind.TAXONOMY]),
         ("image-naming-text", [Kind.TEXTAREA]),
         ("image-naming-options", [Kind.OPTIONS]),
-        ("image-classification-and-naming", [Kind.CHOICES, Kind.TAXONOMY]),
+        ("image-classification-and-naming", [Kind.TAXONOMY, Kind.CHOICES]),
     ],
 )
 def test_templates_of_open_questions(template: str, kinds: list[Kind]) -> None:
