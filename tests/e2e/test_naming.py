@@ -21,7 +21,6 @@ from tests.e2e.harness import (
     eventually,
     open_task,
     prelabel_all,
-    screenshot,
     submit,
     ticked,
 )
@@ -65,7 +64,7 @@ def test_names_are_chips_and_what_the_screen_shows_is_stored(
     suggested = [path[0] for path in values(prelabel_all(studio, project_id)[cat])["names"]]
     assert len(suggested) > 1
     assert open_task(browser, studio, project_id, cat, tmp_path, chips) == suggested
-    screenshot(browser, tmp_path, "named-task.png")
+    browser.save_screenshot(str(tmp_path / "named-task.png"))
 
     browser.find_element(By.CSS_SELECTOR, f"{CHIP} > input[type=button]").click()
     add_name(browser, "whiskers")
