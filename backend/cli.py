@@ -301,7 +301,7 @@ def decoder_train(
     steps: Annotated[int, typer.Option(min=1)] = 600,
     batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 1024,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1.5e-3,
-    noise: Annotated[bool, typer.Option(help="Without noise a decoder reads texts, but hardly images.")] = True,
+    noise: Annotated[bool, typer.Option(help="Without noise a decoder is less sure of its names.")] = True,
     texts_per_noun: Annotated[int, typer.Option(min=0, help="Sentences about a noun of middling frequency.")] = 20,
     hidden: Annotated[int, typer.Option(min=1, help="Width; the paper's is 512.")] = 256,
     layers: Annotated[int, typer.Option(min=1, help="The paper's are 6.")] = 3,
@@ -503,7 +503,7 @@ def demo(
     labels: Annotated[str, typer.Option(help="The label set, separated by commas.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Verify the stored predictions, then stop.")] = False,
 ) -> None:
-    """Start Label Studio, the backend and the store here, with a project of pre-labelled photos.
+    """Start Label Studio, the backend and the store here, with two projects of pre-labelled photos.
 
     Example: forelabel demo --photos ~/holiday --labels cat,dog,beach
     """

@@ -159,7 +159,7 @@ class ObjectDecoder(nn.Module):
         token that begins nouns becomes their mean; the layers between begin small. The scales are the paper's.
 
         Args:
-            nouns: [n, F], a unit text embedding of each noun of the dictionary; zeros where there is none.
+            nouns: [n, F], the mean text embedding of each noun of the dictionary; zeros where there is none.
             text_mean: [F], what `read_texts` is to subtract; None for a decoder that reads embeddings as they are.
         """
         c = self.config

@@ -42,7 +42,7 @@ class TrainOptions:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     noise: Noise | None = field(default_factory=Noise)
-    """None trains without noise: the decoder then reads texts, but hardly images."""
+    """None trains without noise, which makes a decoder less sure of what it reads in images (docs/lab-notes.md)."""
     seed: int = 0
     interval: float = 60.0
     """Seconds between two saved states, which is what a kill can cost."""

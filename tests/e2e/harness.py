@@ -82,12 +82,15 @@ def open_task(
     """
     browser.get(f"{studio.url}/projects/{project_id}/data?task={task_id}")
     picture = "const image = document.querySelector('.lsf-image img'); return Boolean(image && image.naturalWidth)"
+
+    def shown(page: webdriver.Chrome) -> list[str]:
+        return answers(page) if page.execute_script(picture) else []
+
     try:
-        WebDriverWait(browser, 120).until(lambda page: page.execute_script(picture) and answers(page))
+        return WebDriverWait(browser, 120).until(shown)
     except TimeoutException:
         browser.save_screenshot(str(folder / "timed-out.png"))
         raise
-    return answers(browser)
 
 
 def ticked(browser: webdriver.Chrome) -> list[str]:
