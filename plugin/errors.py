@@ -1,6 +1,7 @@
 """What can go wrong with Label Studio's formats and its API.
 
 PluginError
+├── AnnotationError       what Label Studio says about an annotation or its project cannot be placed
 ├── LabelingConfigError   a labeling config that Forelabel cannot suggest labels for
 └── StudioError           Label Studio did not do what was asked
 """
@@ -10,6 +11,10 @@ from __future__ import annotations
 
 class PluginError(Exception):
     """Base of everything this package raises on purpose. The message says what arrived and what to do."""
+
+
+class AnnotationError(PluginError):
+    """An annotation without usable ids, or a project that cannot be told from others."""
 
 
 class LabelingConfigError(PluginError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from plugin.errors import StudioError
 from plugin.studio import CHUNK_SIZE, Studio, batched
@@ -29,7 +30,7 @@ def prelabel(studio: Studio, project_id: int, chunk_size: int = CHUNK_SIZE) -> I
     Raises:
         StudioError: nothing is connected, or Label Studio has lost the backend.
     """
-    _require_backend(studio, project_id)
+    require_backend(studio, project_id)
     pending = studio.unpredicted(project_id)
     total, asked, stored = len(pending), 0, 0
     yield Progress(total, asked, stored)
@@ -40,7 +41,7 @@ def prelabel(studio: Studio, project_id: int, chunk_size: int = CHUNK_SIZE) -> I
             studio.retrieve_predictions(project_id, chunk, chunk_size)
             missing = studio.unpredicted(project_id, among=chunk)
             if len(missing) == len(chunk):
-                _require_backend(studio, project_id)
+                require_backend(studio, project_id)
             left += missing
             asked = min(total, asked + len(chunk))
             stored += len(chunk) - len(missing)
@@ -49,7 +50,12 @@ def prelabel(studio: Studio, project_id: int, chunk_size: int = CHUNK_SIZE) -> I
         pending = left
 
 
-def _require_backend(studio: Studio, project_id: int) -> None:
+def require_backend(studio: Studio, project_id: int) -> Any:
+    """The row of the project's backend, which Label Studio has just asked for its state and model version.
+
+    Raises:
+        StudioError: nothing is connected, or Label Studio has lost the backend.
+    """
     rows = studio.call(f"list the backends of project {project_id}", lambda sdk: sdk.ml.list(project=project_id))
     if not rows:
         raise StudioError(
@@ -60,3 +66,4 @@ def _require_backend(studio: Studio, project_id: int) -> None:
             f"Label Studio has lost the backend at {rows[0].url} (state {rows[0].readable_state}: "
             f"{rows[0].error_message or 'it does not answer /health'}). Start it with `forelabel serve` and try again."
         )
+    return rows[0]

@@ -6,7 +6,6 @@ The SDK takes seconds to import and brings forty packages, so it is imported at 
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from plugin.annotations import project_key
 from plugin.errors import StudioError
 
 if TYPE_CHECKING:
@@ -37,6 +37,27 @@ UPLOAD_SUFFIXES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp"})
 IMPORT_TASKS = 1000
 
 _PAGE_SIZE = 500
+_ANNOTATIONS_PAGE_SIZE = 100
+"""Tasks with all their annotations: tens of kilobytes each where several people answer many questions."""
+
+_Conditions = Sequence[tuple[str, str, int | bool]]
+"""(column, operator, value) of the data manager's filters, all of which must hold."""
+_UNPREDICTED: _Conditions = (("total_predictions", "equal", 0),)
+_UNTOUCHED: _Conditions = (
+    ("total_annotations", "equal", 0),
+    ("cancelled_annotations", "equal", 0),
+    ("draft_exists", "equal", False),
+)
+_ANNOTATED: tuple[_Conditions, ...] = (
+    (("total_annotations", "greater", 0),),
+    (("total_annotations", "equal", 0), ("cancelled_annotations", "greater", 0)),
+)
+"""The first counts no skips."""
+_ANNOTATED_FIELDS = (
+    "id,data,predictions,annotations,task,result,was_cancelled,completed_by,created_at,updated_at,parent_prediction"
+)
+"""Label Studio reads the same list for the tasks and for the annotations in them."""
+
 _TIMEOUT_S = 60.0
 _LONG_TIMEOUT_S = 150.0
 """For what Label Studio does while the caller waits: its own limit for /predict is 100 s."""
@@ -143,26 +164,47 @@ class Studio:
             ids.extend(self._upload(project_id, batch))
         return ids
 
+    def project_key(self, project_id: int) -> str:
+        """What /setup and /predict call this project, see `plugin.annotations.project_key`."""
+        return project_key(self._project(project_id))
+
+    def label_config(self, project_id: int) -> str:
+        return str(self._project(project_id)["label_config"])
+
     def tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
-        """Every task as {"id": int, "data": dict}."""
-        for page in self._task_pages(project_id, include="id,data"):
+        """Every task as {"id": int, "data": dict}, its values as /predict brings them."""
+        for page in self._task_pages(project_id, "id,data"):
             for task in page:
-                yield {"id": task.id, "data": task.data}
+                yield {"id": task["id"], "data": task["data"]}
+
+    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
+        """Every task that somebody has annotated or skipped as {"id": int, "data": dict, "annotations": list}.
+
+        Skips are among the annotations. Data and annotations are as in webhooks; "prediction" is there where it is what
+        the annotator started from.
+        """
+        for conditions in _ANNOTATED:
+            for page in self._task_pages(
+                project_id, _ANNOTATED_FIELDS, conditions, fields="all", page_size=_ANNOTATIONS_PAGE_SIZE
+            ):
+                for task in page:
+                    predictions = {prediction["id"]: prediction for prediction in task["predictions"]}
+                    for annotation in task["annotations"]:
+                        annotation["prediction"] = predictions.get(annotation["parent_prediction"])
+                    yield {key: task[key] for key in ("id", "data", "annotations")}
 
     def unpredicted(self, project_id: int, among: Sequence[int] | None = None) -> list[int]:
         """The ids of the tasks that have no prediction."""
-        query: dict[str, Any] = {
-            "filters": {
-                "conjunction": "and",
-                "items": [
-                    {"filter": "filter:tasks:total_predictions", "operator": "equal", "type": "Number", "value": 0}
-                ],
-            }
-        }
-        if among is not None:
-            query["selectedItems"] = {"all": False, "included": list(among)}
-        pages = self._task_pages(project_id, include="id", query=json.dumps(query))
-        return [task.id for page in pages for task in page]
+        return [task["id"] for page in self._task_pages(project_id, "id", _UNPREDICTED, among) for task in page]
+
+    def untouched(self, project_id: int) -> list[int]:
+        """The ids of the tasks that nobody has annotated, skipped or left a draft of."""
+        return [task["id"] for page in self._task_pages(project_id, "id", _UNTOUCHED) for task in page]
+
+    def untouched_predictions(self, project_id: int, among: Sequence[int]) -> dict[int, dict[int, dict[str, Any]]]:
+        """Of those of these tasks that are untouched: task id -> prediction id -> prediction."""
+        pages = self._task_pages(project_id, "id,predictions", _UNTOUCHED, among, fields="all")
+        return {task["id"]: {found["id"]: found for found in task["predictions"]} for page in pages for task in page}
 
     def predictions(self, project_id: int) -> list[dict[str, Any]]:
         """Every stored prediction as {"id", "task", "result", "score", "model_version"}."""
@@ -179,6 +221,20 @@ class Studio:
             f"list the model versions of project {project_id}", "GET", f"api/projects/{project_id}/model-versions"
         )
         return {str(version): int(count) for version, count in answer.items()}
+
+    def update_prediction(self, id_: int, source: Mapping[str, Any]) -> None:
+        """Give a stored prediction the result, the score and the model version of another."""
+        self.call(
+            f"update prediction {id_}",
+            lambda sdk: sdk.predictions.update(
+                id_, result=source["result"], score=source["score"], model_version=source["model_version"]
+            ),
+        )
+
+    def delete_predictions(self, ids: Sequence[int]) -> None:
+        """Delete stored predictions; those that are no longer there are passed over."""
+        for id_ in ids:
+            self._delete_prediction(id_)
 
     def retrieve_predictions(self, project_id: int, task_ids: Sequence[int], chunk_size: int = CHUNK_SIZE) -> None:
         """Have Label Studio ask its backend about these tasks, as its own "Retrieve predictions" does.
@@ -206,6 +262,13 @@ class Studio:
             return response.json()
 
         return self.call(doing, request)
+
+    def _delete_prediction(self, id_: int) -> None:
+        try:
+            self.call(f"delete prediction {id_}", lambda sdk: sdk.predictions.delete(id_))
+        except StudioError as error:
+            if error.status != 404:
+                raise
 
     def _import(self, project_id: int, **body: Any) -> list[int]:
         """One import. The SDK has no method for uploads; both kinds answer alike."""
@@ -243,22 +306,54 @@ class Studio:
             ),
         )
 
-    def _task_pages(self, project_id: int, **options: Any) -> Iterator[list[Any]]:
-        seen = 0
-        for number in itertools.count(1):
-            total, page = self._task_page(project_id, page=number, **options)
-            yield page
-            seen += len(page)
-            # Label Studio answers 404 for a page after the last.
-            if seen >= total or not page:
-                return
+    def _project(self, project_id: int) -> dict[str, Any]:
+        found: dict[str, Any] = self._request(f"find project {project_id}", "GET", f"api/projects/{project_id}/")
+        return found
 
-    def _task_page(self, project_id: int, **options: Any) -> tuple[int, list[Any]]:
-        pager: Any = self.call(
-            f"list the tasks of project {project_id}",
-            lambda sdk: sdk.tasks.list(project=project_id, page_size=_PAGE_SIZE, fields="task_only", **options),
-        )
-        return int(pager.response.total), list(pager.items or ())
+    def _task_pages(
+        self,
+        project_id: int,
+        include: str,
+        conditions: _Conditions = (),
+        among: Sequence[int] | None = None,
+        fields: str = "task_only",
+        page_size: int = _PAGE_SIZE,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Tasks in the order of their ids, page by page.
+
+        A page begins after the last id and has no number: what annotators do meanwhile would move tasks from one
+        numbered page to another.
+        """
+        if among is not None and not among:
+            return  # Label Studio takes an empty selection for every task.
+        last = 0
+        while True:
+            query: dict[str, Any] = {
+                "filters": {
+                    "conjunction": "and",
+                    "items": [_filter(*condition) for condition in (*conditions, ("id", "greater", last))],
+                }
+            }
+            if among is not None:
+                query["selectedItems"] = {"all": False, "included": list(among)}
+            answer = self._request(
+                f"list the tasks of project {project_id}",
+                "GET",
+                "api/tasks/",
+                params={
+                    "project": project_id,
+                    "include": include,
+                    "fields": fields,
+                    "page_size": page_size,
+                    "resolve_uri": "false",
+                    "query": json.dumps(query),
+                },
+            )
+            page = answer["tasks"]
+            yield page
+            if not page or len(page) >= answer["total"]:
+                return
+            last = page[-1]["id"]
 
     def _explained(self, doing: str, status: int | None, body: Any) -> StudioError:
         detail = _detail(body)
@@ -275,6 +370,11 @@ class Studio:
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _filter(column: str, operator: str, value: int | bool) -> dict[str, Any]:
+    kind = "Boolean" if isinstance(value, bool) else "Number"
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 
 
 def _upload_batches(paths: Sequence[Path]) -> Iterator[list[Path]]:

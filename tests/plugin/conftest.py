@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,9 @@ class FakeStudio:
         self.webhooks: dict[int, dict[str, Any]] = {}
         self.tasks: dict[int, dict[str, Any]] = {}
         self.predictions: list[dict[str, Any]] = []
+        self.stored = 0
+        self.annotations = 0
+        self.on_retrieval: Callable[[], None] = lambda: None
         self.backend_version = "v1"
         self.backend_login: tuple[str, str] | None = None
         self.predictable: Callable[[int], bool] = lambda task_id: True
@@ -75,6 +79,8 @@ class FakeStudio:
             "GET /api/tasks": self._list_tasks,
             "POST /api/dm/actions": self._retrieve,
             "GET /api/predictions": self._list_predictions,
+            r"PATCH /api/predictions/(\d+)": self._update_prediction,
+            r"DELETE /api/predictions/(\d+)": self._delete_prediction,
         }
 
     def add_project(self, title: str = "photos", label_config: str = CONFIG) -> int:
@@ -82,6 +88,7 @@ class FakeStudio:
         self.projects[id_] = {
             "id": id_,
             "title": title,
+            "created_at": "2026-11-22T18:50:35.987654Z",
             "label_config": label_config,
             "model_version": "",
             "show_collab_predictions": True,
@@ -90,8 +97,24 @@ class FakeStudio:
 
     def add_tasks(self, project: int, count: int) -> list[int]:
         ids = [len(self.tasks) + number for number in range(1, count + 1)]
-        self.tasks |= {id_: {"id": id_, "project": project, "data": {"image": f"{id_}.png"}} for id_ in ids}
+        self.tasks |= {
+            id_: {"id": id_, "project": project, "data": {"image": f"{id_}.png"}, "annotations": [], "draft": False}
+            for id_ in ids
+        }
         return ids
+
+    def annotate(self, task_id: int, cancelled: bool = False, parent_prediction: int | None = None) -> None:
+        self.annotations += 1
+        self.tasks[task_id]["annotations"].append(
+            {"id": self.annotations, "was_cancelled": cancelled, "parent_prediction": parent_prediction, "result": []}
+        )
+
+    def add_prediction(self, task_id: int, model_version: str) -> int:
+        self.stored += 1
+        self.predictions.append(
+            {"id": self.stored, "task": task_id, "result": [], "score": 0.5, "model_version": model_version}
+        )
+        return self.stored
 
     def _list_projects(self, *, body: Any, params: httpx.QueryParams) -> httpx.Response:
         if int(params.get("page", 1)) > 1:
@@ -168,7 +191,12 @@ class FakeStudio:
             return httpx.Response(500, json={"detail": "missing 1 required positional argument: 'url'"})
         old = self.backends[id_]
         project = self.projects[old["project"]]
-        if refused := self._save_backend(old | body):
+        # Tried with what was sent alone; an empty password stands for the one that is kept.
+        sent = {"auth_method": "NONE", **body}
+        sent["basic_auth_pass"] = body.get("basic_auth_pass") or old.get("basic_auth_pass")
+        if not self._login_is_right(sent):
+            return _invalid(non_field_errors="Reason: 401 Client Error: Unauthorized")
+        if refused := self._save_backend(old | sent):
             return refused
         if project["model_version"] == old["title"]:
             project["model_version"] = body["title"]
@@ -193,37 +221,69 @@ class FakeStudio:
         return httpx.Response(200, json=self.webhooks[id_])
 
     def _list_tasks(self, *, body: Any, params: httpx.QueryParams) -> httpx.Response:
-        found = [task for task in self.tasks.values() if task["project"] == int(params["project"])]
-        query = json.loads(params.get("query", "{}"))
-        if selected := query.get("selectedItems"):
-            found = [task for task in found if task["id"] in selected["included"]]
-        if query.get("filters"):
-            predicted = {prediction["task"] for prediction in self.predictions}
-            found = [task for task in found if task["id"] not in predicted]
-        size, page = int(params["page_size"]), int(params["page"])
-        shown = found[size * (page - 1) : size * page]
-        if page > 1 and not shown:
-            return httpx.Response(404, json={"detail": "Invalid page."})
-        fields = params["include"].split(",")
-        tasks = [{key: task[key] for key in fields} for task in shown]
+        query = json.loads(params["query"])
+        selected = query.get("selectedItems", {}).get("included") or self.tasks
+        found = [
+            task
+            for id_, task in sorted(self.tasks.items())
+            if task["project"] == int(params["project"]) and id_ in selected and self._meets(task, query["filters"])
+        ]
+        # It is about the tasks and about the annotations in them.
+        include = set(params["include"].split(","))
+        tasks = []
+        for task in found[: int(params["page_size"])]:
+            shown = {key: task[key] for key in ("id", "data") if key in include}
+            if params["fields"] == "all" and "annotations" in include:
+                shown["annotations"] = [
+                    {key: value for key, value in annotation.items() if key in include}
+                    for annotation in task["annotations"]
+                ]
+            if params["fields"] == "all" and "predictions" in include:
+                shown["predictions"] = self.predictions_of(task["id"])
+            tasks.append(shown)
         return httpx.Response(200, json={"total": len(found), "tasks": tasks})
 
+    def _meets(self, task: dict[str, Any], filters: dict[str, Any]) -> bool:
+        assert filters["conjunction"] == "and"
+        cancelled = [annotation["was_cancelled"] for annotation in task["annotations"]]
+        columns = {
+            "id": task["id"],
+            "total_predictions": len(self.predictions_of(task["id"])),
+            "total_annotations": cancelled.count(False),
+            "cancelled_annotations": cancelled.count(True),
+            "draft_exists": task["draft"],
+        }
+        operators: dict[str, Callable[[Any, Any], bool]] = {"equal": operator.eq, "greater": operator.gt}
+        return all(
+            operators[item["operator"]](columns[item["filter"].removeprefix("filter:tasks:")], item["value"])
+            for item in filters["items"]
+        )
+
+    def predictions_of(self, task_id: int) -> list[dict[str, Any]]:
+        return [prediction for prediction in self.predictions if prediction["task"] == task_id]
+
     def _retrieve(self, *, body: Any, params: httpx.QueryParams) -> httpx.Response:
+        self.on_retrieval()
         asked = body["selectedItems"]["included"] or list(self.tasks)
         for task_id in asked:
-            if self.predictable(task_id):
-                self.predictions.append(
-                    {
-                        "id": len(self.predictions) + 1,
-                        "task": task_id,
-                        "result": [],
-                        "score": 0.5,
-                        "model_version": "v1",
-                    }
-                )
+            there = {prediction["model_version"] for prediction in self.predictions_of(task_id)}
+            if self.backend_version not in there and self.predictable(task_id):
+                self.add_prediction(task_id, self.backend_version)
         return httpx.Response(
             200, json={"processed_items": len(asked), "detail": f"Retrieved {len(asked)} predictions"}
         )
+
+    def _update_prediction(self, id_: int, *, body: Any, params: Any) -> httpx.Response:
+        prediction = next(prediction for prediction in self.predictions if prediction["id"] == id_)
+        prediction |= body
+        return httpx.Response(200, json=prediction)
+
+    def _delete_prediction(self, id_: int, *, body: Any, params: Any) -> httpx.Response:
+        left = [prediction for prediction in self.predictions if prediction["id"] != id_]
+        if len(left) == len(self.predictions):
+            return httpx.Response(404, json={"detail": "No Prediction matches the given query."})
+        self.predictions = left
+        return httpx.Response(204)
 
     def _list_predictions(self, *, body: Any, params: Any) -> httpx.Response:
         return httpx.Response(200, json=self.predictions)

@@ -166,3 +166,67 @@ def test_asking_about_no_task_does_not_ask_about_all(studio: Studio, label_studi
     label_studio.add_tasks(project, 3)
     studio.retrieve_predictions(project, [])
     assert not label_studio.predictions
+
+
+def test_annotated_tasks_come_with_their_annotations_and_skips(studio: Studio, label_studio) -> None:
+    project = label_studio.add_project()
+    annotated, untouched, skipped, both = label_studio.add_tasks(project, 4)
+    shown = label_studio.add_prediction(annotated, "v1")
+    label_studio.add_prediction(untouched, "v1")
+    label_studio.annotate(annotated, parent_prediction=shown)
+    label_studio.annotate(skipped, cancelled=True)
+    label_studio.annotate(both)
+    label_studio.annotate(both, cancelled=True)
+    tasks = list(studio.annotated_tasks(project))
+    assert sorted((task["id"], len(task["annotations"])) for task in tasks) == [(annotated, 1), (skipped, 1), (both, 2)]
+    found = {task.pop("id"): task for task in tasks}
+    assert found[annotated] == {
+        "data": {"image": "1.png"},
+        "annotations": [
+            {
+                "result": [],
+                "was_cancelled": False,
+                "id": 1,
+                "parent_prediction": shown,
+                "prediction": label_studio.predictions[0],
+            }
+        ],
+    }
+    assert [a["prediction"] for task in (found[skipped], found[both]) for a in task["annotations"]] == [None] * 3
+
+
+def test_tasks_that_are_opened_between_two_pages_hide_no_others(studio: Studio, label_studio) -> None:
+    project = label_studio.add_project()
+    ids = label_studio.add_tasks(project, 5)
+    pages = studio._task_pages(project, "id", studio_module._UNTOUCHED, page_size=2)
+    seen = [task["id"] for task in next(pages)]
+    label_studio.annotate(ids[0])
+    seen += [task["id"] for page in pages for task in page]
+    assert seen == ids
+    assert studio.untouched(project) == ids[1:]
+
+
+def test_asking_for_no_task_in_particular_does_not_find_all(studio: Studio, label_studio) -> None:
+    project = label_studio.add_project()
+    label_studio.add_tasks(project, 3)
+    assert studio.unpredicted(project, among=[]) == []
+    assert studio.untouched_predictions(project, []) == {}
+
+
+def test_deleting_what_somebody_else_has_deleted(studio: Studio, label_studio) -> None:
+    (task,) = label_studio.add_tasks(label_studio.add_project(), 1)
+    ids = [label_studio.add_prediction(task, "v1") for _ in range(2)]
+    studio.delete_predictions(ids[:1])
+    studio.delete_predictions(ids)
+    assert not label_studio.predictions
+    label_studio.refuse[f"DELETE /api/predictions/{ids[0]}"] = httpx.Response(403, json={"detail": "No."})
+    with pytest.raises(StudioError, match="Could not delete prediction 1.*may change the project"):
+        studio.delete_predictions(ids)
+
+
+def test_what_a_project_is(studio: Studio, label_studio) -> None:
+    project = label_studio.add_project(label_config="<View/>")
+    assert studio.project_key(project) == "1.1795373435"
+    assert studio.label_config(project) == "<View/>"
+    with pytest.raises(StudioError, match="find project 9.*404"):
+        studio.project_key(9)
