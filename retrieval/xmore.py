@@ -90,7 +90,9 @@ class XMoRe:
             raise RetrievalError(
                 f"labels have dimension {labels.shape[1]}, captions {captions.dim}: two encoders are mixed"
             )
-        self._labels, self._scale, self.options = labels, float(logit_scale), options or XMoReOptions()
+        self._scale, self.options = float(logit_scale), options or XMoReOptions()
+        self.label_embeddings = labels
+        """[c, d], float32."""
         self._captions = captions if captions is not None and len(captions) else None
         self.text_scale: float = self._calibrated() if self.options.text_scale is None else self.options.text_scale
         """The scale in force on text-text cosines."""
@@ -109,15 +111,17 @@ class XMoRe:
     def _by_text(self, captions: CaptionIndex, similarities: Floats, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Cosines [b, c] of the labels to the mean of the retrieved captions."""
         weights = softmax(self.options.retrieval_scale * similarities)
-        cosines: NDArray[np.float32] = mean_direction(weights, captions.embeddings(ids)) @ self._labels.T
+        cosines: NDArray[np.float32] = mean_direction(weights, captions.embeddings(ids)) @ self.label_embeddings.T
         return cosines
 
     def predict(self, image_embeddings: Floats) -> XMoRePrediction:
         """Unit image embeddings [b, d] -> probabilities over the labels, and what they came from."""
         images = np.asarray(image_embeddings, np.float32)
-        if images.ndim != 2 or images.shape[1] != self._labels.shape[1]:
-            raise RetrievalError(f"image embeddings have shape {images.shape}; need [b, {self._labels.shape[1]}]")
-        by_image = softmax(self._scale * images @ self._labels.T)
+        if images.ndim != 2 or images.shape[1] != self.label_embeddings.shape[1]:
+            raise RetrievalError(
+                f"image embeddings have shape {images.shape}; need [b, {self.label_embeddings.shape[1]}]"
+            )
+        by_image = softmax(self._scale * images @ self.label_embeddings.T)
         sure_image = confidence(by_image)
         if self._captions is None:
             uniform = np.full_like(by_image, 1 / by_image.shape[1])
