@@ -10,6 +10,7 @@ Status codes and why:
   line of an error and drops its body, then adds "it might be incompatible with the current labeling configuration";
   so the full reason is logged here as well, and `forelabel connect` prints it. /predict answers the same: no
   task of such a project can have an answer, and a 200 would hide why.
+- 503: a webhook that could not be kept, since the memory of confirmed labels is down.
 - 500: a bug; logged with its traceback. Never because of one image or of the embedding store.
 """
 
@@ -32,6 +33,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
+from backend.memory import MemoryUnavailable
 from backend.metrics import Metrics
 from backend.settings import Settings
 from plugin.errors import LabelingConfigError
@@ -89,7 +91,11 @@ class PrelabelerProtocol(Protocol):
         """
 
     def process_event(self, action: str, payload: dict[str, Any]) -> None:
-        """Take note of a webhook; must return within a few milliseconds, the annotator waits for it."""
+        """Keep what a webhook says; must return within some milliseconds, the annotator waits for it.
+
+        Raises:
+            MemoryUnavailable: it could not be kept.
+        """
 
 
 def create_app(settings: Settings, prelabeler: PrelabelerProtocol) -> FastAPI:
@@ -169,7 +175,11 @@ def _process_event(prelabeler: PrelabelerProtocol, raw: bytes) -> dict[str, Any]
     body = _json_object(raw)
     action = _text(body, "action")
     prelabeler.metrics.webhook(action)
-    prelabeler.process_event(action, body)
+    try:
+        prelabeler.process_event(action, body)
+    except MemoryUnavailable as error:
+        logger.error("webhook %s is lost until `forelabel sync` is run: %s", action, error)
+        raise HTTPException(503, str(error)) from error
     return {"status": "ok"}
 
 

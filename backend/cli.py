@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,9 @@ Captions = Annotated[
 Decoder = Annotated[
     str | None, typer.Option(help="'auto' (the bundled one), 'none' or a folder. [env: FORELABEL_DECODER]")
 ]
+MemoryUrl = Annotated[
+    str | None, typer.Option(help="Confirmed labels: redis://..., sqlite:///... [env: FORELABEL_MEMORY]")
+]
 StudioUrl = Annotated[str | None, typer.Option(help="Label Studio's address. [env: FORELABEL_STUDIO_URL]")]
 Token = Annotated[str | None, typer.Option(help="Its access token. [env: FORELABEL_STUDIO_TOKEN]")]
 
@@ -66,6 +70,7 @@ def main() -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     from backend.evaluation import DatasetError
+    from backend.memory import MemoryUnavailable
     from decoder.errors import DecoderError
     from plugin.errors import PluginError
     from retrieval.errors import RetrievalError
@@ -75,7 +80,7 @@ def _one_line_errors() -> Iterator[None]:
     except ValidationError as error:
         problems = "; ".join(f"FORELABEL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         _fail(f"a setting is wrong: {problems}", 2)
-    except (RetrievalError, DecoderError, PluginError, DatasetError) as error:
+    except (RetrievalError, DecoderError, PluginError, DatasetError, MemoryUnavailable) as error:
         _fail(str(error), 1)
     except BrokenPipeError:  # `forelabel label ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -236,29 +241,40 @@ def evaluate_command(
     label_column: Annotated[str, typer.Option(help="Column with the true label.")],
     image_column: Annotated[str, typer.Option(help="Column with the image file.")] = "image",
     split: Annotated[str | None, typer.Option(help='Only rows whose column "split" says this.')] = None,
+    shots: Annotated[
+        str, typer.Option(help="Also after so many confirmed images of each label, as in 0,1,4: from the other rows.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="How often these are drawn.")] = 5,
     captions: Captions = None,
     model: Model = None,
     device: Device = None,
     store: Store = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure zero-shot and X-MoRe on a labelled dataset.
+    """Measure zero-shot, X-MoRe and re-ranking on a labelled dataset.
 
     Example: forelabel eval photos.parquet --label-column label --split validation --json
     """
     from backend.evaluation import evaluate
 
+    if not all(part.strip().isdigit() for part in shots.split(",") if part.strip()):
+        raise typer.BadParameter(f"--shots is {shots!r}; write numbers with commas, as in 0,1,4")
+    counts = [int(part) for part in shots.split(",") if part.strip()]
     with (
         _engine(_settings(captions=captions, model=model, device=device, store=store)) as engine,
         _bar("images") as bar,
     ):
-        result = evaluate(engine, dataset, label_column, image_column, split, bar)
+        result = evaluate(engine, dataset, label_column, image_column, split, bar, counts, seeds)
     if as_json:
         _line(result)
         return
     typer.echo(f"{result['images']} images, {result['labels']} labels, {result['captions']} captions")
     for method in ("zero_shot", "xmore"):
         typer.echo(f"{method:10} top1 {100 * result[method]['top1']:.2f} %   top5 {100 * result[method]['top5']:.2f} %")
+    for count, methods in result.get("shots", {}).items():
+        typer.echo(f"{count} confirmed images of each label")
+        for method, scores in methods.items():
+            typer.echo(f"  {method:18} top1 {100 * scores['top1']:.2f} %   top5 {100 * scores['top5']:.2f} %")
 
 
 @index_app.command("build")
@@ -464,6 +480,54 @@ def prelabel(
     _line({"project": project, "without_prediction": total, "predicted": stored, "left": total - stored})
     if stored < total:
         _fail(f"{total - stored} of {total} tasks have no prediction; the backend's log says why", 1)
+
+
+@app.command()
+def sync(
+    project: Annotated[int, typer.Option(help="The project's number, as in its address.")],
+    studio_url: StudioUrl = None,
+    token: Token = None,
+    memory: MemoryUrl = None,
+) -> None:
+    """Bring the memory of confirmed labels in line with Label Studio's own annotations, and say how it differed.
+
+    Example: forelabel sync --studio-url http://localhost:8080 --token T --project 1
+    """
+    from backend.memory import open_memory
+    from backend.sync import Differences, synchronise
+
+    settings = _settings(studio_url=studio_url, studio_token=token, memory=memory)
+    found = Differences(0, 0, 0, 0)
+    held = open_memory(settings.memory_url)
+    try:
+        with _bar("annotations") as progress:
+            for state in synchronise(_studio(settings), project, held):
+                progress(state.annotations - found.annotations)
+                found = state
+    finally:
+        held.close()
+    _line({"project": project, **asdict(found)})
+
+
+@app.command()
+def refresh(
+    project: Annotated[int, typer.Option(help="The project's number, as in its address.")],
+    studio_url: StudioUrl = None,
+    token: Token = None,
+) -> None:
+    """Have the suggestions of tasks that nobody has opened yet made anew, with what was confirmed since.
+
+    Example: forelabel refresh --studio-url http://localhost:8080 --token T --project 1
+    """
+    from plugin.refresh import refresh as refresh_project
+
+    total = replaced = done = 0
+    with tqdm(desc="tasks", unit="", file=sys.stderr, disable=None) as bar:
+        for state in refresh_project(_studio(_settings(studio_url=studio_url, studio_token=token)), project):
+            total, replaced, bar.total = state.total, state.replaced, state.total
+            bar.update(state.done - done)
+            done = state.done
+    _line({"project": project, "untouched": total, "replaced": replaced})
 
 
 def _studio(settings: Settings) -> Any:

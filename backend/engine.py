@@ -59,6 +59,10 @@ class Engine:
         """Embed a label set now, so that the first image need not wait for it."""
         self._for_labels(labels, hints)
 
+    def label_embeddings(self, labels: Sequence[str], hints: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Unit text embeddings [c, d] of a label set."""
+        return self._for_labels(labels, hints).label_embeddings
+
     def _for_labels(self, labels: Sequence[str], hints: Sequence[str | None] | None) -> XMoRe:
         key = tuple(zip(labels, hints or [None] * len(labels), strict=True))
         with self._lock:  # held while embedding: a second request for the same labels waits rather than doing it again

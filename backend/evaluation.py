@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from backend.engine import Engine
+from backend.few_shot import Confirmed, Labels, accuracy, draw
 
 ROWS = 512
 """Rows read, embedded and scored at a time."""
@@ -27,70 +28,126 @@ def evaluate(
     image_column: str = "image",
     split: str | None = None,
     progress: Callable[[int], None] = lambda n: None,
+    shots: Sequence[int] = (),
+    seeds: int = 5,
 ) -> dict[str, Any]:
     """Fractions of images whose label is the first, or among the first five.
 
-    The label set is every distinct label of the file, whatever the split.
+    The label set is every distinct label of the file, whatever the split. With `shots`, also after so many confirmed
+    images of each label, which are drawn `seeds` times: from the rows of the other splits; without `split` from every
+    other row, and then the rest is asked.
 
     Raises:
         DatasetError: the file or a column is missing, or the split has no rows.
     """
     try:
         with pq.ParquetFile(dataset) as file:
-            columns = file.schema_arrow.names
-            for column in (label_column, image_column, *(["split"] if split else [])):
-                if column not in columns:
-                    raise DatasetError(f"{dataset} has the columns {columns}, but no {column!r}")
-            names = sorted(
-                {str(v) for v in file.read([label_column])[label_column].unique().to_pylist() if v is not None}
-            )
-            index = {name: i for i, name in enumerate(names)}
-            engine.prepare(names)
-            hits = {method: np.zeros(2, np.int64) for method in ("zero_shot", "xmore")}
-            images = unreadable = 0
-            for files, labels in _batches(file, label_column, image_column, split):
-                results = engine.embedder.embed(files)
-                kept = [i for i, result in enumerate(results) if isinstance(result, np.ndarray)]
-                unreadable += len(results) - len(kept)
-                if kept:
-                    truth = np.array([index[labels[i]] for i in kept])
-                    prediction = engine.classify(np.stack([np.asarray(results[i]) for i in kept]), names)
-                    hits["zero_shot"] += _hits(prediction.image_probabilities, truth)
-                    hits["xmore"] += _hits(prediction.probabilities, truth)
-                    images += len(kept)
-                progress(len(files))
-    except OSError as error:
+            rows = _Rows(file, dataset, label_column, image_column, split)
+            engine.prepare(rows.names)
+            asked, pool = rows.asked, rows.others
+            if shots and split is None:
+                asked, pool = asked[::2], asked[1::2]
+            images, truth, unreadable = _embedded(engine, rows, asked, progress)
+            if not len(images):
+                raise DatasetError(f"{dataset} has no readable images" + (f" in the split {split!r}" if split else ""))
+            starts = range(0, len(images), ROWS)
+            predictions = [engine.classify(images[start : start + ROWS], rows.names) for start in starts]
+            by_image = np.concatenate([p.image_probabilities for p in predictions])
+            mixed = np.concatenate([p.probabilities for p in predictions])
+            result: dict[str, Any] = {
+                "dataset": str(dataset),
+                "split": split,
+                "images": len(images),
+                "unreadable": unreadable,
+                "labels": len(rows.names),
+                "encoder": engine.encoder.name,
+                "fingerprint": engine.encoder.fingerprint,
+                "captions": len(engine.captions) if engine.captions is not None else 0,
+                "zero_shot": _hits(by_image, truth),
+                "xmore": _hits(mixed, truth),
+            }
+            if shots:
+                result["shots"] = _after_shots(engine, rows, pool, (images, truth, mixed), shots, seeds, progress)
+            return result
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise DatasetError(f"{dataset} cannot be read as parquet: {error}") from error
-    except ValueError as error:  # pyarrow.ArrowInvalid
-        raise DatasetError(f"{dataset} cannot be read as parquet: {error}") from error
-    if not images:
-        raise DatasetError(f"{dataset} has no readable images" + (f" in the split {split!r}" if split else ""))
-    scores = {m: {"top1": round(h[0] / images, 5), "top5": round(h[1] / images, 5)} for m, h in hits.items()}
-    captions = len(engine.captions) if engine.captions is not None else 0
-    return {
-        "dataset": str(dataset),
-        "split": split,
-        "images": images,
-        "unreadable": unreadable,
-        "labels": len(names),
-        "encoder": engine.encoder.name,
-        "fingerprint": engine.encoder.fingerprint,
-        "captions": captions,
-        **scores,
+
+
+def _after_shots(
+    engine: Engine,
+    rows: _Rows,
+    pool: Labels,
+    asked: tuple[NDArray[np.float32], Labels, NDArray[np.float32]],
+    shots: Sequence[int],
+    seeds: int,
+    progress: Callable[[int], None],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Shots -> method -> {"top1", "top5"}."""
+    draws = {
+        (count, seed): pool[draw(rows.labels[pool], count, seed)]
+        for count in shots
+        for seed in range(seeds if count else 1)
     }
+    wanted = np.unique(np.concatenate([*draws.values(), np.zeros(0, np.int64)]))
+    embeddings, labels, _ = _embedded(engine, rows, wanted, progress, keep=True)
+    readable = np.asarray(np.isfinite(embeddings).all(axis=1))
+    confirmed = Confirmed(embeddings, labels, engine.label_embeddings(rows.names), engine.encoder.logit_scale)
+    images, truth, before = asked
+    table = {}
+    for count in shots:
+        found = [np.searchsorted(wanted, draws[count, seed]) for seed in range(seeds if count else 1)]
+        table[str(count)] = accuracy(confirmed, [each[readable[each]] for each in found], images, truth, before)
+    return table
 
 
-def _batches(
-    file: pq.ParquetFile, label_column: str, image_column: str, split: str | None
-) -> Iterator[tuple[list[bytes], list[str]]]:
-    """(image files, labels) of the rows in the split that have both."""
-    wanted = [label_column, image_column, *(["split"] if split else [])]
-    for batch in file.iter_batches(ROWS, columns=wanted):
-        rows = [row for row in batch.to_pylist() if split is None or row["split"] == split]
-        found = [(_image_bytes(row[image_column]), row[label_column]) for row in rows]
-        pairs = [(image, str(label)) for image, label in found if image is not None and label is not None]
-        if pairs:
-            yield [image for image, _ in pairs], [label for _, label in pairs]
+class _Rows:
+    """What is in a dataset, but for its images."""
+
+    def __init__(
+        self, file: pq.ParquetFile, dataset: Path, label_column: str, image_column: str, split: str | None
+    ) -> None:
+        columns = file.schema_arrow.names
+        for column in (label_column, image_column, *(["split"] if split else [])):
+            if column not in columns:
+                raise DatasetError(f"{dataset} has the columns {columns}, but no {column!r}")
+        self.file, self.image_column = file, image_column
+        table = file.read([label_column, *(["split"] if split else [])])
+        labels = [None if label is None else str(label) for label in table[label_column].to_pylist()]
+        self.names = sorted({label for label in labels if label is not None})
+        index = {name: i for i, name in enumerate(self.names)}
+        self.labels = np.array([-1 if label is None else index[label] for label in labels], np.int64)
+        """[rows], indices into `names`; -1 for none."""
+        splits = table["split"].to_pylist() if split else [None] * len(labels)
+        inside: NDArray[np.bool_] = np.array([each == split for each in splits], np.bool_)
+        labelled = self.labels >= 0
+        self.asked = np.flatnonzero(labelled & inside)
+        self.others = np.flatnonzero(labelled & ~inside)
+
+
+def _embedded(
+    engine: Engine, rows: _Rows, wanted: Labels, progress: Callable[[int], None], keep: bool = False
+) -> tuple[NDArray[np.float32], Labels, int]:
+    """Embeddings [n, d] and labels [n] of these rows, in order, and how many images there are none of.
+
+    Without `keep` such rows are left out, with it they are not a number.
+    """
+    embeddings: list[NDArray[np.float32]] = []
+    labels: list[int] = []
+    unreadable = start = 0
+    for batch in rows.file.iter_batches(ROWS, columns=[rows.image_column]):
+        here = wanted[(wanted >= start) & (wanted < start + len(batch))]
+        images = [_image_bytes(batch[rows.image_column][int(row) - start].as_py()) or b"" for row in here]
+        for row, result in zip(here, engine.embedder.embed(images), strict=True):
+            readable = isinstance(result, np.ndarray)
+            unreadable += not readable
+            if readable or keep:
+                blank = np.full(engine.encoder.dim, np.nan, np.float32)
+                embeddings.append(result if isinstance(result, np.ndarray) else blank)
+                labels.append(int(rows.labels[row]))
+        start += len(batch)
+        progress(len(here))
+    stacked = np.stack(embeddings) if embeddings else np.zeros((0, engine.encoder.dim), np.float32)
+    return stacked, np.array(labels, np.int64), unreadable
 
 
 def _image_bytes(value: Any) -> bytes | None:
@@ -100,8 +157,8 @@ def _image_bytes(value: Any) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _hits(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Images whose true label is the first, and among the first five: [b, c], [b] -> [2]."""
+def _hits(probabilities: NDArray[np.float32], truth: Labels) -> dict[str, float]:
+    """Share of images whose true label is the first, and among the first five: [b, c], [b]."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
     right = best == truth[:, None]
-    return np.array([right[:, 0].sum(), right.any(axis=1).sum()])
+    return {"top1": round(float(right[:, 0].mean()), 5), "top5": round(float(right.any(axis=1).mean()), 5)}

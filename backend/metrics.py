@@ -50,12 +50,20 @@ class Metrics:
             "forelabel_cache_lookups", "Embeddings looked up in the store", ["outcome"], registry=self.registry
         )
         self._webhooks = Counter("forelabel_webhooks", "Webhook events", ["action"], registry=self.registry)
+        self._suggestions = Counter(
+            "forelabel_suggestions",
+            "Answers of annotators, by whether they are what was suggested",
+            ["outcome"],
+            registry=self.registry,
+        )
         self._ready = Gauge("forelabel_model_ready", "1 once the model is loaded", registry=self.registry)
         self._store = Gauge("forelabel_store_available", "1 while the embedding store answers", registry=self.registry)
         for outcome in ("predicted", "empty"):
             self._tasks.labels(outcome)
         for outcome in ("hit", "miss"):
             self._cache.labels(outcome)
+        for outcome in ("taken", "changed"):
+            self._suggestions.labels(outcome)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -75,6 +83,10 @@ class Metrics:
 
     def webhook(self, action: str) -> None:
         self._webhooks.labels(action if action in WEBHOOK_ACTIONS else "other").inc()
+
+    def suggestion(self, taken: bool) -> None:
+        """An annotator's first answer to a question that had a suggestion."""
+        self._suggestions.labels("taken" if taken else "changed").inc()
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """`ready` is asked on every scrape."""

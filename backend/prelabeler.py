@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -17,19 +16,20 @@ from typing import Any
 
 import numpy as np
 from label_studio_ml.model import LabelStudioMLBase
-from numpy.typing import NDArray
 
+from backend.answers import Answer, NamingRules, choose, name, name_answer, prepare
 from backend.engine import Engine
 from backend.guarded_http import ImageError
 from backend.images import FetchPolicy, ImageFetcher
+from backend.learning import Learning, Seen
 from backend.metrics import Metrics
 from backend.naming import Names, decoder_folder
 from backend.settings import Settings
 from backend.task_options import TaskOptions
-from decoder.errors import DecoderError
+from plugin.annotations import read_answers
 from plugin.errors import LabelingConfigError
-from plugin.labeling_config import Control, Kind, LabelingConfig, image_value, parse_labeling_config
-from plugin.predictions import UNREADABLE, build_prediction, choices_prediction, names_prediction
+from plugin.labeling_config import Kind, LabelingConfig, image_value, parse_labeling_config
+from plugin.predictions import UNREADABLE, build_prediction
 from retrieval.embedder import Embedding
 
 logger = logging.getLogger(__name__)
@@ -40,47 +40,21 @@ CHUNK = 64
 RESERVE_S = 2.0
 """Kept of the deadline for writing the answer, after fetching and embedding."""
 
-MULTIPLE_THRESHOLD = 0.25
-"""Where several answers are allowed, labels with at least this share of the probability are ticked: at most four."""
-
 PROJECTS_KEPT = 10_000
 
 Item = dict[str, Any] | list[Any]
 
 
 @dataclass(frozen=True)
-class NamingRules:
-    """What a request says of the names it wants."""
-
-    nouns: tuple[str, ...] = ()
-    """Name with these alone; empty for the decoder's dictionary."""
-    banned: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, params: object) -> NamingRules:
-        """From {"nouns": [...], "ban": [...]}, or its JSON text; whatever else there is, is passed over."""
-        if isinstance(params, str):
-            try:
-                params = json.loads(params)
-            except ValueError:
-                return cls()
-        if not isinstance(params, dict):
-            return cls()
-        nouns, banned = (
-            tuple(str(noun).strip() for noun in listed if str(noun).strip()) if isinstance(listed, list) else ()
-            for listed in (params.get("nouns"), params.get("ban"))
-        )
-        return cls(nouns, banned)
-
-
-@dataclass(frozen=True)
 class Project:
     """What /setup said of a project."""
 
+    key: str = ""
+    """What Label Studio calls it: its number, and when it was made."""
     hostname: str = ""
     """Label Studio's address."""
     token: str = ""
-    rules: NamingRules = NamingRules()
+    rules: NamingRules = field(default_factory=NamingRules)
 
 
 class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
@@ -96,6 +70,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         self._loaded = threading.Event()
         self._projects: OrderedDict[str, Project] = OrderedDict()
         self._options = TaskOptions(settings)
+        self._learning = Learning(settings.memory_url, self.metrics, self._embed_values)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="forelabel-load")
         self._fetcher = ImageFetcher(
             FetchPolicy(
@@ -125,6 +100,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         try:
             started = time.monotonic()
             self._engine = Engine(self.settings)
+            self._learning.use(self._engine.encoder)
             self.metrics.watch_store(lambda: self._engine is not None and self._engine.store.available)
             logger.info("ready after %.1f s: %s", time.monotonic() - started, self._engine.encoder.device.reason)
         except Exception as error:
@@ -137,6 +113,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         self._background.shutdown(wait=False, cancel_futures=True)  # a model that still loads must not hold up the end
         self._fetcher.close()
         self._options.close()
+        self._learning.close()
         if self._engine:
             self._engine.close()
 
@@ -145,12 +122,17 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     ) -> str:
         """The model version, at once. Embeds the project's labels in the background."""
         config = self._answerable(label_config)
-        self._projects[project] = Project(hostname, access_token, NamingRules.read(extra_params))
+        self._projects[project] = Project(project, hostname, access_token, NamingRules.read(extra_params))
         self._projects.move_to_end(project)
         while len(self._projects) > PROJECTS_KEPT:
             self._projects.popitem(last=False)
         self._background.submit(self._prepare, config)
-        return self.model_version
+        return self._version(project)
+
+    def _version(self, project: str) -> str:
+        """It moves with what is confirmed: Label Studio then asks again about the next task."""
+        number = self._learning.version(project)
+        return f"{self.model_version}+{number}" if number else str(self.model_version)
 
     def _answerable(self, label_config: str) -> LabelingConfig:
         """The config, refused where it asks only for names and there is nothing to name with."""
@@ -166,13 +148,32 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
     def _prepare(self, config: LabelingConfig) -> None:
         if self._engine:
             for control in config.controls:
-                if control.labels:
-                    self._engine.prepare(*_words(control))
+                prepare(self._engine, control)
 
     def process_event(self, action: str, payload: dict[str, Any]) -> None:
-        """Webhooks are acknowledged; nothing is learned from them yet."""
-        project = payload.get("project")
-        logger.info("webhook %s, project %s", action, project.get("id") if isinstance(project, dict) else project)
+        """Keep what was confirmed, durably.
+
+        Raises:
+            MemoryUnavailable: it could not be kept.
+        """
+        self._learning.process_event(action, payload)
+
+    def _embed_values(self, project: str, values: Sequence[str]) -> list[Embedding | None]:
+        """Embeddings of images that were confirmed without having been predicted here."""
+        engine, known = self._engine, self._projects.get(project, Project())
+        if engine is None:
+            return [None for _ in values]
+        deadline = time.monotonic() + self.settings.predict_deadline_s
+        files = self._fetcher.fetch_many(
+            values,
+            task_ids=[None for _ in values],
+            studio_url=known.hostname,
+            studio_token=known.token,
+            deadline=deadline,
+        )
+        results = iter(engine.embedder.embed([file for file in files if isinstance(file, bytes)], deadline))
+        embedded = [next(results) if isinstance(file, bytes) else file for file in files]
+        return [each if isinstance(each, np.ndarray) else None for each in embedded]
 
     def predict(
         self,
@@ -191,10 +192,11 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         leave these out. The same in the backend's extra parameters in Label Studio stands for the whole project.
         """
         config = self._answerable(label_config)
-        known = self._projects.get(project, Project())
+        known = self._projects.get(project, Project(project))
         rules = NamingRules.read(params)
         if rules != NamingRules():
             known = replace(known, rules=rules)
+        version = self._version(project)
         end = (time.monotonic() + self.settings.predict_deadline_s if deadline is None else deadline) - RESERVE_S
         engine = self._wait_for_engine(end)
         if engine is None:
@@ -207,7 +209,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             for chunk in chunks:
                 images = fetching.popleft().result()
                 fetching.extend(ahead.submit(self._fetch, after, config, known, end) for after in islice(coming, 1))
-                items += self._predict_chunk(engine, chunk, config, images, end, known)
+                items += self._predict_chunk(engine, chunk, config, images, end, known, version)
         return items
 
     def _wait_for_engine(self, end: float) -> Engine | None:
@@ -249,6 +251,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         images: dict[tuple[int, str], bytes],
         end: float,
         project: Project,
+        version: str,
     ) -> list[Item]:
         keys = list(images)
         results = engine.embedder.embed([images[key] for key in keys], end, self.metrics.cache)
@@ -258,59 +261,58 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
                 self._unreadable(tasks[key[0]], result)
             else:
                 embeddings[key] = result
-        regions: dict[int, list[dict[str, Any]]] = {}
+        answers: dict[int, list[Answer]] = {}
         names_of: dict[str, list[Names]] = {}  # of an image source: several open questions may ask about it
-
+        ranker = self._learning.ranker(project.key)
         for control in config.controls:
             positions = [p for p, source in embeddings if source == control.image_source]
             if not positions:
                 continue
             stacked = np.stack([embeddings[p, control.image_source] for p in positions])
+            found: Sequence[Answer | None]
             if control.labels:
-                answers = _choose(engine, control, stacked)
+                found = choose(engine, control, stacked, ranker)
             else:
                 if control.image_source not in names_of:
-                    names_of[control.image_source] = self._name(engine, stacked, project.rules)
+                    names_of[control.image_source] = name(engine, stacked, project.rules)
                 named = names_of[control.image_source]
-                answers = [names_prediction(control, n, self.settings.name_threshold) if n else None for n in named]
+                if ranker is not None:
+                    named = ranker.name(control, stacked, named, project.rules.allow)
+                named = [names[: self.settings.names] for names in named]
+                found = [name_answer(control, names, self.settings.name_threshold) for names in named]
                 if control.kind is Kind.OPTIONS:
                     named_tasks = [(tasks[p], names) for p, names in zip(positions, named, strict=True)]
                     self._options.fill(control.options_key, named_tasks, project.token)
-            for position, answer in zip(positions, answers, strict=True):
+            for position, answer in zip(positions, found, strict=True):
                 if answer is not None:
-                    regions.setdefault(position, []).append(answer)
-        return [self._item(regions.get(position)) for position in range(len(tasks))]
+                    answers.setdefault(position, []).append(answer)
+        for position, given in answers.items():
+            self._remember(project.key, tasks[position], config, given, embeddings, position)
+        return [self._item(answers.get(position), version) for position in range(len(tasks))]
 
-    def _name(self, engine: Engine, embeddings: NDArray[np.float32], rules: NamingRules) -> list[Names]:
-        """Nouns of each image; none where there is no decoder: what has a label set is answered all the same."""
-        try:
-            return engine.namer.name(embeddings, self.settings.names, rules.nouns, rules.banned)
-        except DecoderError as error:
-            logger.warning("no names: %s", error)
-            return [[] for _ in embeddings]
+    def _remember(
+        self,
+        project: str,
+        task: dict[str, Any],
+        config: LabelingConfig,
+        given: Sequence[Answer],
+        embeddings: dict[tuple[int, str], Embedding],
+        position: int,
+    ) -> None:
+        """For when the task is annotated: its image need not be fetched then, and what was suggested is known."""
+        images = {control.image_source: image_value(task.get("data") or {}, control) for control in config.controls}
+        seen = {source: value for source, value in images.items() if value and (position, source) in embeddings}
+        halves = {source: embeddings[position, source].astype(np.float16) for source in seen}
+        suggested = read_answers([answer.region for answer in given], config)
+        self._learning.saw(project, task.get("id"), Seen(seen, halves, suggested))
 
-    def _item(self, regions: list[dict[str, Any]] | None) -> Item:
-        """The score of a task is that of its least sure answer: uncertainty sampling then shows it early."""
-        if not regions:
+    def _item(self, answers: Sequence[Answer] | None, version: str) -> Item:
+        """The score of a task is the lowest of its answers'."""
+        if not answers:
             return UNREADABLE  # type: ignore[return-value]
-        return build_prediction(regions, min(region["score"] for region in regions), self.model_version)
+        regions = [answer.region for answer in answers]
+        return build_prediction(regions, min(answer.score for answer in answers), version)
 
     def _unreadable(self, task: dict[str, Any], error: Exception) -> None:
         self.metrics.images_unreadable(1)
         logger.warning("task %s: no prediction: %s", task.get("id"), error)
-
-
-def _choose(engine: Engine, control: Control, embeddings: NDArray[np.float32]) -> list[dict[str, Any] | None]:
-    probabilities = engine.classify(embeddings, *_words(control)).probabilities
-    return [
-        choices_prediction(control, list(zip(control.labels, row.tolist(), strict=True)), MULTIPLE_THRESHOLD)
-        for row in probabilities
-    ]
-
-
-def _words(control: Control) -> tuple[list[str], list[str | None]]:
-    """What the encoder reads of a control's labels: their words and, where they say more, their hints."""
-    texts = [label.text for label in control.labels]
-    return texts, [
-        label.hint if label.hint != text else None for label, text in zip(control.labels, texts, strict=True)
-    ]

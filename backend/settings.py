@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     store: str = ""
     """Where embeddings are kept: redis://host:6379/0, sqlite:///path/file.db, or empty for SQLite in data_dir."""
 
+    memory: str = ""
+    """Where confirmed labels are kept: as for the store; empty for the store's Redis, else SQLite in data_dir."""
+
     store_max_bytes: Annotated[int, Field(ge=1_000_000)] = 4_000_000_000
     """About 2.5 million 512-dimensional embeddings with their keys; the least recently used go first."""
 
@@ -99,3 +102,8 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         return self.store or f"sqlite:///{self.data_dir / 'embeddings.db'}"
+
+    @property
+    def memory_url(self) -> str:
+        in_redis = self.store.startswith(("redis://", "rediss://", "unix://"))
+        return self.memory or (self.store if in_redis else f"sqlite:///{self.data_dir / 'confirmations.db'}")

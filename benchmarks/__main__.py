@@ -11,6 +11,7 @@ BENCHMARKS = {
     "throughput": False,
     "decoding": False,
     "accuracy": True,
+    "reranking": True,
     "naming": True,
     "unknown_labels": True,
     "xmore_choices": True,
