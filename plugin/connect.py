@@ -148,8 +148,9 @@ def _connect_backend(studio: Studio, project_id: int, url: str, basic_auth: str 
         raise StudioError(
             f"The backend at {url} names no model_version. Is it Forelabel's? Run `forelabel serve` there."
         )
-    if row.title == version:
-        steps.append(f"its title was already its model version, {version}")
+    if row.title.partition("+")[0] == version.partition("+")[0]:
+        # What follows moves with the confirmed labels: `forelabel refresh` makes the two agree.
+        steps.append(f"its title was already its model version, {row.title}")
         return row
     steps.append(f"set its title to its model version, {version}")
     return _ask(studio, url, lambda sdk: sdk.ml.update(row.id, **wanted, title=version))

@@ -37,8 +37,8 @@ TRUST_IN_ENCODER = (0.25, 0.5, 1.0)
 WEIGHT_OF_EVIDENCE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Tried for g; at 64 the confirmations alone decide."""
 
-EXPECTED_RATIO = 4.0
-"""g / a before there is anything to judge by, as with one image of each label: left out, it says nothing of its own
+EXPECTED_WEIGHT = 4.0
+"""g before there is anything to judge it by, as with one image of each label: left out, it says nothing of its own
 label. Measured with 1 confirmed image per label on train photos, docs/reranking.md."""
 
 EXPECTATION_STRENGTH = 2.0
@@ -287,7 +287,7 @@ class Confirmations:
             top = logits.max(axis=1)
             np.exp(np.subtract(logits, top[:, None], out=logits), out=logits)
             nats = top + np.log(logits.sum(axis=1)) - right
-            expected = np.log((weight / trust + 1) / (EXPECTED_RATIO + 1)) ** 2
+            expected = np.log((weight + 1) / (EXPECTED_WEIGHT + 1)) ** 2
             return float((counted * nats).sum()) + EXPECTATION_STRENGTH * float(expected)
 
         # Of equal losses the first: the one nearer to the encoder alone.

@@ -167,9 +167,8 @@ def test_an_image_that_was_not_predicted_here_is_embedded_meanwhile(bench: Bench
     bench.images["photo-1"] = photo(2)
     bench.learning.process_event(*event(10, 1, ["owl"]))
     bench.learning.process_event(*event(11, 9, ["owl"]))  # cannot be read: the other one goes on
-    eventually(lambda: bench.counts()[2] == 1)
-    assert sorted(set(bench.asked)) == ["photo-1", "photo-9"]
-    assert len(bench.asked) == 2  # nothing is asked for over and over
+    eventually(lambda: bench.counts()[2] == 1 and "photo-9" in bench.asked)
+    assert sorted(bench.asked) == ["photo-1", "photo-9"]  # nothing is asked for over and over
 
 
 def test_the_version_moves_with_what_changes_but_not_in_a_burst(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

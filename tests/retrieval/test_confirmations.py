@@ -119,7 +119,7 @@ def test_confirmations_that_tell_nothing_leave_the_encoder_alone() -> None:
     honest = Confirmations(labels, SCALE)
     honest.add_many(list(range(200)), images, [int(label) for label in (images @ labels.T).argmax(1)])
     assert memory.trust()[1] < honest.trust()[1]
-    assert memory.trust()[1] <= 1
+    assert memory.trust()[1] <= 2
 
 
 def test_a_label_that_nobody_confirmed_keeps_its_chance() -> None:
