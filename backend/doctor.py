@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from backend.engine import load_captions
+from backend.memory import open_memory
 from backend.naming import Namer, decoder_folder
 from backend.settings import Settings
 from retrieval.devices import choose_device
@@ -41,7 +42,10 @@ class Finding:
 def effective_settings(settings: Settings) -> dict[str, Any]:
     """Settings as they are in force; secrets as stars."""
     shown: dict[str, Any] = settings.model_dump(mode="json")
-    return shown | {"store": _without_password(settings.store_url)}
+    return shown | {
+        "store": _without_password(settings.store_url),
+        "memory": _without_password(settings.memory_url),
+    }
 
 
 def packages() -> dict[str, str]:
@@ -71,6 +75,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield _attempt("decoder", lambda: _decoder(folder, encoders[0]))
         encoders[0].close()
     yield _attempt("store", lambda: _store(settings))
+    yield _attempt("confirmed labels", lambda: _memory(settings))
     if settings.studio_url:
         yield _attempt("Label Studio", lambda: _studio(settings))
 
@@ -99,6 +104,14 @@ def _store(settings: Settings) -> str:
         return f"{stats.kind}: {stats.entries:,} embeddings, {stats.bytes / 1e6:.1f} of {stats.max_bytes / 1e6:.0f} MB"
     finally:
         store.close()
+
+
+def _memory(settings: Settings) -> str:
+    memory = open_memory(settings.memory_url)
+    try:
+        return memory.durability
+    finally:
+        memory.close()
 
 
 def _studio(settings: Settings) -> str:

@@ -47,7 +47,7 @@ class HtmlReport:
         self._stream.close()
 
     def add(self, record: dict[str, Any]) -> None:
-        picture = _thumbnail(Path(record["image"]))
+        picture = _thumbnail_of(Path(record["image"]))
         shown = f'<img loading="lazy" alt="" src="{picture}">' if picture else ""
         self._stream.write(f'<figure>{shown}<figcaption><div class="name">{html.escape(record["image"])}</div>')
         if "error" in record:
@@ -63,11 +63,18 @@ class HtmlReport:
         self._stream.write("</figcaption></figure>\n")
 
 
-def _thumbnail(path: Path) -> str:
-    """The picture as a small data URI, or "" where it cannot be read (the record says why)."""
+def _thumbnail_of(path: Path) -> str:
     try:
-        image = decode_image(path.read_bytes(), min_edge=THUMBNAIL_EDGE)
-    except (OSError, UnreadableImage):
+        return thumbnail(path.read_bytes())
+    except OSError:
+        return ""
+
+
+def thumbnail(data: bytes) -> str:
+    """A picture's bytes -> a small data URI, or "" where they cannot be read."""
+    try:
+        image = decode_image(data, min_edge=THUMBNAIL_EDGE)
+    except UnreadableImage:
         return ""
     image.thumbnail((2 * THUMBNAIL_EDGE, 2 * THUMBNAIL_EDGE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()

@@ -159,6 +159,7 @@ def test_doctor_masks_secrets_and_says_what_fails(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FORELABEL_STORE", "redis://user:hidden@127.0.0.1:1/0")
     status, (report,), _ = run("doctor", "--json")
     assert status == 1 and not report["parts"]["store"]["ok"] and report["parts"]["encoder"]["ok"]
+    assert not report["parts"]["confirmed labels"]["ok"]  # they are kept in the store's Redis
     assert "hidden" not in json.dumps(report)
 
 
