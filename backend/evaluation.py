@@ -34,8 +34,8 @@ def evaluate(
     """Fractions of images whose label is the first, or among the first five.
 
     The label set is every distinct label of the file, whatever the split. With `shots`, also after so many confirmed
-    images of each label, which are drawn `seeds` times: from the rows of the other splits; without `split` from every
-    other row, and then the rest is asked.
+    images of each label, which are drawn `seeds` times: from the rows of the other splits; without `split` from
+    every other image of each label, and then only the rest is asked for these.
 
     Raises:
         DatasetError: the file or a column is missing, or the split has no rows.
@@ -44,10 +44,8 @@ def evaluate(
         with pq.ParquetFile(dataset) as file:
             rows = _Rows(file, dataset, label_column, image_column, split)
             engine.prepare(rows.names)
-            asked, pool = rows.asked, rows.others
-            if shots and split is None:
-                asked, pool = asked[::2], asked[1::2]
-            images, truth, unreadable = _embedded(engine, rows, asked, progress)
+            images, asked = _embedded(engine, rows, rows.asked, progress)
+            truth = rows.labels[asked]
             if not len(images):
                 raise DatasetError(f"{dataset} has no readable images" + (f" in the split {split!r}" if split else ""))
             starts = range(0, len(images), ROWS)
@@ -58,7 +56,7 @@ def evaluate(
                 "dataset": str(dataset),
                 "split": split,
                 "images": len(images),
-                "unreadable": unreadable,
+                "unreadable": len(rows.asked) - len(asked),
                 "labels": len(rows.names),
                 "encoder": engine.encoder.name,
                 "fingerprint": engine.encoder.fingerprint,
@@ -67,7 +65,10 @@ def evaluate(
                 "xmore": _hits(mixed, truth),
             }
             if shots:
-                result["shots"] = _after_shots(engine, rows, pool, (images, truth, mixed), shots, seeds, progress)
+                kept = np.zeros(len(asked), np.bool_) if split else _every_other(truth)
+                pool = rows.others if split else asked[kept]
+                queried = images[~kept], truth[~kept], mixed[~kept]
+                result["shots"] = _after_shots(engine, rows, pool, queried, shots, seeds, progress)
             return result
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise DatasetError(f"{dataset} cannot be read as parquet: {error}") from error
@@ -89,14 +90,14 @@ def _after_shots(
         for seed in range(seeds if count else 1)
     }
     wanted = np.unique(np.concatenate([*draws.values(), np.zeros(0, np.int64)]))
-    embeddings, labels, _ = _embedded(engine, rows, wanted, progress, keep=True)
-    readable = np.asarray(np.isfinite(embeddings).all(axis=1))
-    confirmed = Confirmed(embeddings, labels, engine.label_embeddings(rows.names), engine.encoder.logit_scale)
+    embeddings, found = _embedded(engine, rows, wanted, progress)
+    labels = engine.label_embeddings(rows.names)
+    confirmed = Confirmed(embeddings, rows.labels[found], labels, engine.encoder.logit_scale)
     images, truth, before = asked
     table = {}
     for count in shots:
-        found = [np.searchsorted(wanted, draws[count, seed]) for seed in range(seeds if count else 1)]
-        table[str(count)] = accuracy(confirmed, [each[readable[each]] for each in found], images, truth, before)
+        drawn = [np.flatnonzero(np.isin(found, draws[count, seed])) for seed in range(seeds if count else 1)]
+        table[str(count)] = accuracy(confirmed, drawn, images, truth, before)
     return table
 
 
@@ -125,29 +126,31 @@ class _Rows:
 
 
 def _embedded(
-    engine: Engine, rows: _Rows, wanted: Labels, progress: Callable[[int], None], keep: bool = False
-) -> tuple[NDArray[np.float32], Labels, int]:
-    """Embeddings [n, d] and labels [n] of these rows, in order, and how many images there are none of.
-
-    Without `keep` such rows are left out, with it they are not a number.
-    """
+    engine: Engine, rows: _Rows, wanted: Labels, progress: Callable[[int], None]
+) -> tuple[NDArray[np.float32], Labels]:
+    """Embeddings [n, d] of those of these rows whose image can be read, in order, and which rows they are [n]."""
     embeddings: list[NDArray[np.float32]] = []
-    labels: list[int] = []
-    unreadable = start = 0
+    found: list[int] = []
+    start = 0
     for batch in rows.file.iter_batches(ROWS, columns=[rows.image_column]):
-        here = wanted[(wanted >= start) & (wanted < start + len(batch))]
-        images = [_image_bytes(batch[rows.image_column][int(row) - start].as_py()) or b"" for row in here]
+        here = wanted[(wanted >= start) & (wanted < start + len(batch))].tolist()
+        images = [_image_bytes(batch[rows.image_column][row - start].as_py()) or b"" for row in here]
         for row, result in zip(here, engine.embedder.embed(images), strict=True):
-            readable = isinstance(result, np.ndarray)
-            unreadable += not readable
-            if readable or keep:
-                blank = np.full(engine.encoder.dim, np.nan, np.float32)
-                embeddings.append(result if isinstance(result, np.ndarray) else blank)
-                labels.append(int(rows.labels[row]))
+            if isinstance(result, np.ndarray):
+                embeddings.append(result)
+                found.append(row)
         start += len(batch)
         progress(len(here))
     stacked = np.stack(embeddings) if embeddings else np.zeros((0, engine.encoder.dim), np.float32)
-    return stacked, np.array(labels, np.int64), unreadable
+    return stacked, np.array(found, np.int64)
+
+
+def _every_other(labels: Labels) -> NDArray[np.bool_]:
+    """Of each label the second, the fourth and so on."""
+    chosen = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        chosen[np.flatnonzero(labels == label)[1::2]] = True
+    return chosen
 
 
 def _image_bytes(value: Any) -> bytes | None:

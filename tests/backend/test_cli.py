@@ -134,6 +134,24 @@ def test_eval_counts_what_is_right(tmp_path: Path) -> None:
     assert run(*args)[1][0]["images"] == 6
 
 
+def test_eval_after_confirmed_images(tmp_path: Path) -> None:
+    """Rows of the other split are confirmed; without a split every other one of each label is, and the rest asked."""
+    rows = {
+        "image": [encoded(photo(32, 32, i % 4)) for i in range(16)] + [b"bad"],
+        "kind": [["cat", "dog"][i % 2] for i in range(17)],
+        "split": ["train"] * 8 + ["validation"] * 8 + ["train"],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "d.parquet")
+    args = ["eval", str(tmp_path / "d.parquet"), "--label-column", "kind", "--json", "--shots", "0,1,9", *OFFLINE]
+    for more, images in ((["--split", "validation"], 8), ([], 16)):
+        status, (result,), _ = run(*args, *more, "--seeds", "2")
+        assert status == 0 and result["images"] == images
+        assert list(result["shots"]) == ["0", "1", "9"]
+        assert result["shots"]["9"]["reranked"] == {"top1": 1.0, "top5": 1.0}  # the very pictures were confirmed
+    assert result["shots"]["0"]["reranked"]["top5"] == 1.0
+    assert run(*args[:-1], "--shots", "many")[0] == 2
+
+
 @pytest.mark.parametrize(
     "args",
     [
