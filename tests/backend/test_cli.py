@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from backend import cli
@@ -22,7 +23,7 @@ OFFLINE = ["--captions", "none"]
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory of the test's own; settings that a command exports end with the test."""
-    for name in ("MODEL", "DEVICE", "STORE", "CAPTIONS", "DECODER", "STUDIO_URL", "STUDIO_TOKEN"):
+    for name in ("MODEL", "DEVICE", "STORE", "CAPTIONS", "DECODER", "MEMORY", "STUDIO_URL", "STUDIO_TOKEN"):
         monkeypatch.setenv(f"FORELABEL_{name}", "")
         monkeypatch.delenv(f"FORELABEL_{name}")
     monkeypatch.setenv("FORELABEL_DATA_DIR", str(tmp_path / "data"))
@@ -137,8 +138,11 @@ def test_eval_counts_what_is_right(tmp_path: Path) -> None:
 def test_eval_after_confirmed_images(tmp_path: Path) -> None:
     """Rows of the other split are confirmed; without a split every other one of each label is, and the rest asked."""
     rows = {
-        "image": [encoded(photo(32, 32, i % 4)) for i in range(16)] + [b"bad"],
-        "kind": [["cat", "dog"][i % 2] for i in range(17)],
+        "image": [
+            encoded(Image.new("RGB", (32, 32), ((90 + i, 20, 20), (240, 240, 255 - i))[i % 2])) for i in range(16)
+        ]
+        + [b"bad"],
+        "kind": [("cat", "dog")[i % 2] for i in range(17)],
         "split": ["train"] * 8 + ["validation"] * 8 + ["train"],
     }
     pq.write_table(pa.table(rows), tmp_path / "d.parquet")
@@ -147,9 +151,10 @@ def test_eval_after_confirmed_images(tmp_path: Path) -> None:
         status, (result,), _ = run(*args, *more, "--seeds", "2")
         assert status == 0 and result["images"] == images
         assert list(result["shots"]) == ["0", "1", "9"]
-        assert result["shots"]["9"]["reranked"] == {"top1": 1.0, "top5": 1.0}  # the very pictures were confirmed
+        assert result["shots"]["9"]["reranked"] == {"top1": 1.0, "top5": 1.0}  # dark red and white
     assert result["shots"]["0"]["reranked"]["top5"] == 1.0
-    assert run(*args[:-1], "--shots", "many")[0] == 2
+    wrong = CliRunner().invoke(cli.app, [*args, "--shots", "many"])
+    assert wrong.exit_code == 2 and "many" in wrong.stderr
 
 
 @pytest.mark.parametrize(
