@@ -70,7 +70,7 @@ def choose(engine: Engine, control: Control, images: NDArray[np.float32], ranker
     An answer's score is its probability, lowered where its label has fewer confirmed images than others: by plain
     uncertainty a queue can fall behind a random one (PCB, arXiv 2311.11178), since it asks for the same few labels.
     """
-    words = _words(control)
+    words = label_words(control)
     probabilities = engine.classify(images, *words).probabilities
     urgency: NDArray[np.float32] = np.ones(len(control.labels), np.float32)
     if ranker is not None:
@@ -102,7 +102,7 @@ def name_answer(control: Control, names: Names, threshold: float) -> Answer | No
     return Answer(region, region["score"])
 
 
-def _words(control: Control) -> tuple[list[str], list[str | None]]:
+def label_words(control: Control) -> tuple[list[str], list[str | None]]:
     """What the encoder reads of a control's labels: their words and, where they say more, their hints."""
     texts = [label.text for label in control.labels]
     return texts, [
@@ -113,4 +113,4 @@ def _words(control: Control) -> tuple[list[str], list[str | None]]:
 def prepare(engine: Engine, control: Control) -> None:
     """Embed a question's labels now, so that the first image need not wait for them."""
     if control.labels:
-        engine.prepare(*_words(control))
+        engine.prepare(*label_words(control))

@@ -530,6 +530,40 @@ def refresh(
     _line({"project": project, "untouched": total, "replaced": replaced})
 
 
+@app.command()
+def report(
+    project: Annotated[int, typer.Option(help="The project's number, as in its address.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    studio_url: StudioUrl = None,
+    token: Token = None,
+    memory: MemoryUrl = None,
+    model: Model = None,
+    device: Device = None,
+    store: Store = None,
+) -> None:
+    """Write a page: how many suggestions were taken, what they were changed to, and likely label errors.
+
+    Example: forelabel report --studio-url http://localhost:8080 --token T --project 1 --out report.html
+    """
+    from backend.project_report import report_project
+
+    settings = _settings(
+        studio_url=studio_url,
+        studio_token=token,
+        memory=memory,
+        model=model,
+        device=device,
+        store=store,
+        captions="none",
+    )
+    with _engine(settings) as engine:
+        try:
+            found = report_project(_studio(settings), project, engine, settings, out)
+        except OSError as error:
+            _fail(f"{out} cannot be written: {error.strerror or error}", 1)
+    _line({"project": project, "report": str(out), **asdict(found)})
+
+
 def _studio(settings: Settings) -> Any:
     from plugin.studio import Studio
 

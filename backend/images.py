@@ -41,6 +41,7 @@ from backend.guarded_http import (
     time_limit,
     too_large,
 )
+from backend.settings import Settings
 
 MAX_REDIRECTS = 5
 """Object stores and content networks use one or two."""
@@ -65,6 +66,17 @@ class FetchPolicy:
     allowed_hosts: tuple[str, ...] = ()
     max_bytes: int = 64_000_000
     timeout_s: float = 10.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> FetchPolicy:
+        return cls(
+            studio_url=settings.studio_url,
+            studio_token=settings.studio_token.get_secret_value(),
+            local_files_root=settings.local_files_root,
+            allowed_hosts=settings.allowed_hosts,
+            max_bytes=settings.max_image_bytes,
+            timeout_s=settings.fetch_timeout_s,
+        )
 
 
 @dataclass(frozen=True)

@@ -72,16 +72,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         self._options = TaskOptions(settings)
         self._learning = Learning(settings.memory_url, self.metrics, self._embed_values)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="forelabel-load")
-        self._fetcher = ImageFetcher(
-            FetchPolicy(
-                studio_url=settings.studio_url,
-                studio_token=settings.studio_token.get_secret_value(),
-                local_files_root=settings.local_files_root,
-                allowed_hosts=settings.allowed_hosts,
-                max_bytes=settings.max_image_bytes,
-                timeout_s=settings.fetch_timeout_s,
-            )
-        )
+        self._fetcher = ImageFetcher(FetchPolicy.of(settings))
 
     @property
     def ready(self) -> bool:

@@ -153,7 +153,7 @@ def test_eval_after_confirmed_images(tmp_path: Path) -> None:
         assert list(result["shots"]) == ["0", "1", "9"]
         assert result["shots"]["9"]["reranked"] == {"top1": 1.0, "top5": 1.0}  # dark red and white
     assert result["shots"]["0"]["reranked"]["top5"] == 1.0
-    wrong = CliRunner().invoke(cli.app, [*args, "--shots", "many"])
+    wrong = runner.invoke(cli.app, [*args, "--shots", "many"])
     assert wrong.exit_code == 2 and "many" in wrong.stderr
 
 

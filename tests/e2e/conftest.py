@@ -58,7 +58,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory, studio_process: StudioProc
 
     try:
         process.wait_until(ready, START_TIMEOUT_S)
-        yield Backend(url, process)
+        yield Backend(url, process, folder)
     finally:
         process.stop()
 

@@ -33,6 +33,7 @@ CAT, FLOWER, MOTORCYCLE = PHOTOS["chelsea.png"], PHOTOS["flower.jpg"], PHOTOS["m
 class Backend:
     url: str
     process: ChildProcess
+    data_dir: Path
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a counter now; 0 for one that has not counted yet."""
