@@ -19,12 +19,21 @@ from decoder.model import ObjectDecoder
 from decoder.trie import Trie
 from decoder.vocabulary import before_end
 from retrieval.encoder import DualEncoder
+from retrieval.prompts import embed_labels
 
 LISTS_KEPT = 32
 """Lists of nouns whose tries stay in memory: 100,000 nouns are about 5 MB."""
 
 BEAM_WIDTH = 10
 """The paper's."""
+
+OWN_TEXT_SHARE = 0.5
+"""Of how sure the decoder is of a noun by the noun's own text, this share is taken off the noun's score where a list is
+given: the decoder prefers the nouns that were frequent in training, and a list's are all as likely. Chosen on crops of
+train photos (docs/lab-notes.md)."""
+
+LIST_JUDGED = 500
+"""Longer lists are taken as they are: their texts would have to be embedded while somebody waits."""
 
 Names = list[tuple[str, float]]
 """Nouns and their probabilities, best first."""
@@ -43,6 +52,8 @@ class NounList(NamedTuple):
     trie: Trie
     spelled: dict[tuple[int, ...], str]
     """Tokens -> the noun as it was given; what is missing is spelled as the dictionary has it."""
+    ahead: dict[tuple[int, ...], float]
+    """Tokens -> what is taken off the log-probability; empty for nothing."""
 
 
 class Namer:
@@ -64,7 +75,8 @@ class Namer:
     ) -> list[Names]:
         """The nouns of each unit image embedding [b, d], at most `top`.
 
-        A noun's probability is that of its tokens, the end included, among all that the decoder could say.
+        A noun's probability is that of its tokens, the end included, among all that the decoder could say. With a list
+        of nouns, the best of the list share what they have together: see OWN_TEXT_SHARE.
 
         Args:
             embeddings: what to name.
@@ -80,15 +92,19 @@ class Namer:
         with self._lock:
             allowed = self._allowed(decoder, tuple(nouns), tuple(banned))
         beams = beam_search(decoder, embeddings, max(top, BEAM_WIDTH), trie=allowed.trie)
-        spelled = [
-            [allowed.spelled.get(before_end(tokens)) or decoder.vocabulary.spelling(tokens) for tokens in image]
-            for image in beams.tokens
-        ]
-        scores = np.exp(np.minimum(beams.logprobs, 0)).tolist()
-        return [
-            [(noun, score) for noun, score in zip(names, row, strict=True) if score > 0][:top]
-            for names, row in zip(spelled, scores, strict=True)
-        ]
+        named = []
+        for image, logprobs in zip(beams.tokens, np.minimum(beams.logprobs, 0), strict=True):
+            tokens = [before_end(row) for row in image]
+            spelled = [allowed.spelled.get(key) or decoder.vocabulary.spelling(key) for key in tokens]
+            scores = np.exp(logprobs)
+            if allowed.ahead:
+                # What the nouns share stays; how they share it follows from what is left.
+                left = logprobs - np.array([allowed.ahead.get(key, 0.0) for key in tokens])
+                weights = np.exp(left - left.max())
+                scores = scores.sum() * weights / weights.sum()
+            ranked = sorted(zip(spelled, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+            named.append([(noun, score) for noun, score in ranked if score > 0][:top])
+        return named
 
     def prepare(self, nouns: Sequence[str] = (), banned: Sequence[str] = ()) -> None:
         """Open the decoder and read a list of nouns now, so that the first image need not wait. Raises as `name`."""
@@ -119,16 +135,26 @@ class Namer:
                 f"`forelabel decoder train --model {encoder.name}`"
             )
 
+    def _ahead(self, decoder: ObjectDecoder, nouns: Sequence[str], tokens: NDArray[np.int64]) -> list[float]:
+        device = decoder.tokens.device
+        texts = torch.from_numpy(embed_labels(self._encoder, nouns)).to(device, decoder.tokens.dtype)
+        decoder.eval()
+        sure = decoder.noun_logprobs(decoder.read_texts(texts), torch.from_numpy(tokens).to(device))
+        return [OWN_TEXT_SHARE * value for value in sure.tolist()]
+
     def _allowed(self, decoder: ObjectDecoder, nouns: tuple[str, ...], banned: tuple[str, ...]) -> NounList:
         if not nouns and not banned:
-            return NounList(decoder.vocabulary.trie, {})
+            return NounList(decoder.vocabulary.trie, {}, {})
         key = (nouns, banned)
         if key not in self._lists:
             never = {noun.lower() for noun in banned}
             allowed = [noun for noun in nouns or decoder.vocabulary.nouns if noun.lower() not in never]
             encoded = decoder.vocabulary.encode(allowed)
-            spelled = dict(zip(map(before_end, encoded.tolist()), allowed, strict=True))
-            self._lists[key] = NounList(Trie(encoded), spelled)
+            tokens = [before_end(row) for row in encoded.tolist()]
+            ahead = self._ahead(decoder, allowed, encoded) if nouns and len(allowed) <= LIST_JUDGED else []
+            self._lists[key] = NounList(
+                Trie(encoded), dict(zip(tokens, allowed, strict=True)), dict(zip(tokens, ahead, strict=False))
+            )
             if len(self._lists) > LISTS_KEPT:
                 self._lists.popitem(last=False)
         self._lists.move_to_end(key)

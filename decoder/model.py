@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from decoder.vocabulary import Vocabulary
+from decoder.vocabulary import END, Vocabulary
 
 QUIET = 0.1
 """Of the paper's scale, for what would drown the embedding when a decoder starts from its nouns."""
@@ -193,6 +193,21 @@ class ObjectDecoder(nn.Module):
             [b, t, V]: at i, the logits of token i given the embedding and the tokens before it.
         """
         return self.logits(self.states(embeddings, tokens))
+
+    @torch.inference_mode()
+    def noun_logprobs(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities [b] of one noun each.
+
+        Args:
+            embeddings: [b, F], as `read_texts` or `read_images` gives them.
+            tokens: [b, C], the nouns as `Vocabulary.encode` gives them. The end token counts, too, but for nouns of the
+                greatest length, as in the search.
+        """
+        tokens = tokens[:, : self.config.token_length - 1]
+        logits: Tensor = self(embeddings, tokens)
+        logprobs = logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+        ends = (tokens == END).long()
+        return (logprobs * (ends.cumsum(1) - ends == 0)).sum(1)
 
     def states(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """As `forward`, but before the output layer: [b, t, H]."""

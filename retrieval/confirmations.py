@@ -37,9 +37,10 @@ TRUST_IN_ENCODER = (0.25, 0.5, 1.0)
 WEIGHT_OF_EVIDENCE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Tried for g; at 64 the confirmations alone decide."""
 
-EXPECTED_WEIGHT = 4.0
-"""g before there is anything to judge it by, as with one image of each label: left out, it says nothing of its own
-label. Measured with 1 confirmed image per label on train photos, docs/reranking.md."""
+EXPECTED_PRODUCT = 2.0
+"""g a before there is anything to judge g by, as with one image of each label: left out, it says nothing of its own
+label. The more the encoder has been wrong, the more a confirmation is expected to say. Of what did alike on train
+photos (docs/lab-notes.md) the most careful."""
 
 EXPECTATION_STRENGTH = 2.0
 """Of that, in nats per squared e-fold: a few confirmations outweigh it."""
@@ -274,12 +275,14 @@ class Confirmations:
         size = max(JUDGED_AT_MOST * _LABELS_JUDGED // max(len(self._labels), _LABELS_JUDGED), 64)
         rows = self._sums.sample(size)
         y = self._sums.targets(rows)
-        counted = np.ones(len(rows))
+        alone = np.zeros(len(rows), np.bool_)
         if (self._counts > 0.5).all():
-            # The next image is of a confirmed label; the only image of one cannot stand for that once it is left out.
-            counted[(y * self._counts).sum(axis=1) < 1.5] = 0
+            # The next image is of a confirmed label, for which the only image of one cannot stand once it is left out.
+            # It does say how far the encoder can be trusted.
+            alone = (y * self._counts).sum(axis=1) < 1.5
         by_encoder = (self._scale * (self._sums.embeddings(rows) @ self._labels.T)).astype(np.float32)
         by_evidence, y = self._sums.left_out(rows).astype(np.float32), y.astype(np.float32)
+        by_evidence[alone] = 0
 
         def loss(trust: float, weight: float) -> float:
             logits = np.float32(trust) * by_encoder + np.float32(weight) * by_evidence
@@ -287,8 +290,8 @@ class Confirmations:
             top = logits.max(axis=1)
             np.exp(np.subtract(logits, top[:, None], out=logits), out=logits)
             nats = top + np.log(logits.sum(axis=1)) - right
-            expected = np.log((weight + 1) / (EXPECTED_WEIGHT + 1)) ** 2
-            return float((counted * nats).sum()) + EXPECTATION_STRENGTH * float(expected)
+            expected = np.log((weight + 1) / (EXPECTED_PRODUCT / trust + 1)) ** 2
+            return float(nats.sum()) + EXPECTATION_STRENGTH * float(expected)
 
         # Of equal losses the first: the one nearer to the encoder alone.
         return min(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer import BadParameter
 
 from backend.decoders import import_novic, read_arrays
@@ -16,6 +17,7 @@ from backend.naming import Namer
 from decoder.checkpoint import load_decoder
 from decoder.errors import CheckpointError, DecoderError, NounError
 from retrieval.encoder import DualEncoder
+from retrieval.prompts import embed_labels
 from tests.backend.conftest import WORDS
 from tests.backend.test_cli import data_dir, photos, run  # noqa: F401 - fixtures
 from tests.decoder.published import Sizes, make_published
@@ -176,6 +178,21 @@ def test_a_decoder_of_another_encoder_is_refused(small_decoder: Path, tmp_path: 
     other: Any = SimpleNamespace(name="clip", dim=512, fingerprint="other", family="clip")
     with pytest.raises(CheckpointError, match="not those of clip"):
         Namer(small_decoder, other).decoder()
+
+
+def test_of_a_list_no_noun_is_ahead_for_being_said_often(small_decoder: Path, encoder: DualEncoder) -> None:
+    """What half of the certainty about its own text is taken off is ranked anew, and what all share stays."""
+    namer = Namer(small_decoder, encoder)
+    decoder = namer.decoder()
+    image = encoder.embed_texts(["a teapot"])
+    dictionary = dict(namer.name(image, 6)[0])
+    listed = namer.name(image, 6, nouns=WORDS)[0]
+    texts = torch.from_numpy(embed_labels(encoder, WORDS))
+    own = decoder.noun_logprobs(decoder.read_texts(texts), torch.from_numpy(decoder.vocabulary.encode(WORDS)))
+    left = {noun: dictionary[noun] / np.exp(0.5 * float(logprob)) for noun, logprob in zip(WORDS, own, strict=True)}
+    assert [noun for noun, _ in listed] == sorted(left, key=lambda noun: -left[noun])
+    for noun, score in listed:
+        assert score == pytest.approx(left[noun] / sum(left.values()) * sum(dictionary.values()), rel=1e-3)
 
 
 def test_lists_of_nouns(small_decoder: Path, encoder: DualEncoder) -> None:

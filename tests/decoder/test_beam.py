@@ -16,6 +16,7 @@ from decoder.checkpoint import load_novic
 from decoder.errors import DecoderError, NounError
 from decoder.model import ObjectDecoder
 from decoder.trie import Trie
+from decoder.vocabulary import before_end
 from tests.decoder.published import PlainDecoder, Sizes, make_published
 
 
@@ -100,6 +101,18 @@ def test_guided_to_a_list_of_the_moment() -> None:
     wanted = list(decoder.vocabulary.nouns[3:8])
     found = beam_search(decoder, unit(2, 12), 10, trie=Trie(decoder.vocabulary.encode(wanted)))
     assert all(sorted(names) == sorted(wanted) for names in found.nouns)
+
+
+def test_a_noun_scored_alone_gets_what_the_search_gives_it() -> None:
+    decoder, _ = load(Sizes(nouns=30))
+    decoder.eval()
+    dictionary = torch.from_numpy(decoder.vocabulary.dictionary)
+    for image in unit(3, 12):
+        found = beam_search(decoder, image[None], 30)
+        searched = {before_end(row): score for row, score in zip(found.tokens[0], found.logprobs[0], strict=True)}
+        alone = decoder.noun_logprobs(decoder.read_images(torch.from_numpy(image[None])).expand(30, -1), dictionary)
+        for row, score in zip(dictionary.tolist(), alone.tolist(), strict=True):
+            assert score == pytest.approx(searched[before_end(row)], abs=1e-4)
 
 
 def test_no_embeddings_no_names() -> None:
