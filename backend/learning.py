@@ -192,6 +192,8 @@ class Learning:
             yield found
 
     def _count(self, confirmation: Confirmation) -> None:
+        if not confirmation.answers:
+            return  # skipped
         for question, suggested in confirmation.suggested.items():
             taken = sorted(map(str, suggested)) == sorted(map(str, confirmation.answers.get(question, [])))
             self._metrics.suggestion(taken)

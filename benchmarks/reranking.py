@@ -1,6 +1,6 @@
 """What confirmed labels bring, beside the published rules that need no training, and how soon.
 
-python -m benchmarks.reranking [--seeds 5]
+python -m benchmarks.reranking [--seeds 5] [--only shots|queue|freshness]
 
 1. Accuracy after 0 to 16 confirmed photos of each label (train photos confirmed, validation photos asked).
 2. A queue: validation photos in runs of one label, each suggestion confirmed or corrected, from nothing.
@@ -35,6 +35,8 @@ from retrieval.encoder import DualEncoder
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 QUEUE = 1000
+QUEUE_SEEDS = 2
+"""Each takes minutes: every method is fitted anew before each photo."""
 RUN = 10.0
 """Mean photos of one label in a row."""
 LABELS, DIM, CONFIRMED, EVENTS = 1000, 512, 10_000, 50
@@ -45,14 +47,19 @@ Floats = NDArray[np.float32]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--only", choices=["shots", "queue", "freshness"])
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        freshness(Path(scratch))
+        if args.only in (None, "freshness"):
+            freshness(Path(scratch))
+        if args.only == "freshness":
+            return
         require_data()
-        settings = Settings(model="pocket", captions="none", data_dir=Path(scratch), device="cpu")
-        engine = Engine(settings)
-        accuracy(engine, seeds)
-        queues(engine, seeds)
+        engine = Engine(Settings(model="pocket", captions="none", data_dir=Path(scratch), device="cpu"))
+        if args.only in (None, "shots"):
+            accuracy(engine, args.seeds)
+        if args.only in (None, "queue"):
+            queues(engine, min(args.seeds, QUEUE_SEEDS))
         engine.close()
 
 

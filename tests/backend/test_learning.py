@@ -254,6 +254,8 @@ def test_counts_suggestions_that_were_taken(bench: Bench) -> None:
         bench.saw(task, photo(0, seed=task), ["cat"])
         bench.learning.process_event(*event(task + 10, task, [answer]))
         bench.learning.process_event(*event(task + 10, task, [answer]))
+    bench.saw(4, photo(0), ["cat"])
+    bench.learning.process_event(*event(14, 4, [], cancelled=True))
     text = bench.metrics.exposition().decode()
     assert 'forelabel_suggestions_total{outcome="taken"} 2.0' in text
     assert 'forelabel_suggestions_total{outcome="changed"} 1.0' in text
