@@ -12,13 +12,13 @@ import json
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from backend.memory import Column, Confirmation, Held, Memory, MemoryUnavailable, decode_rows, encode_row
 from retrieval.errors import RetrievalError
+from retrieval.sqlite_store import result_code, switch_to_wal
 
 T = TypeVar("T")
 
@@ -150,7 +150,7 @@ class SqliteMemory(Memory):
             connection.close()
 
     def _translated(self, error: sqlite3.Error | OSError) -> MemoryUnavailable:
-        if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if result_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return MemoryUnavailable(
                 f"{self._path}, the memory of confirmed labels, is damaged ({error}). "
                 "Restore it from a backup, or move it away and run `forelabel sync`"
@@ -163,7 +163,7 @@ class SqliteMemory(Memory):
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """WAL, and the schema if the file is new."""
-    _switch_to_wal(connection)
+    switch_to_wal(connection, BUSY_TIMEOUT_S)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_size_limit = 64000000")
     with connection:
@@ -180,24 +180,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
 
 
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """SQLite answers "busy" at once, without its busy timeout, while two processes switch one file to WAL."""
-    give_up = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            return
-        except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                raise
-            time.sleep(0.02)
-
-
 def _sequence(connection: sqlite3.Connection, project: str) -> int:
     row = connection.execute("SELECT sequence FROM project WHERE name = ?", (project,)).fetchone()
     return row[0] if row else 0
-
-
-def _code(error: Exception) -> int:
-    """SQLite's primary result code; 0 when the error did not come from SQLite itself."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF

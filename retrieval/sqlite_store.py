@@ -160,7 +160,7 @@ class SqliteStore(EmbeddingStore):
         try:
             return work(self._connected())
         except sqlite3.DatabaseError as error:
-            if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if result_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise self._translated(error, writing) from error
             return self._begun_anew(work, error)
         except OSError as error:
@@ -211,7 +211,7 @@ class SqliteStore(EmbeddingStore):
 
     def _translated(self, error: sqlite3.Error | OSError, writing: bool) -> StoreUnavailable:
         refusals = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        kind = StoreNotWritable if writing and _code(error) in refusals else StoreUnavailable
+        kind = StoreNotWritable if writing and result_code(error) in refusals else StoreUnavailable
         return kind(
             f"{self._path} cannot be used ({error}). Make its folder writable, free some disk, "
             "or set FORELABEL_STORE to another place"
@@ -232,7 +232,7 @@ def sqlite_path(url: str) -> Path:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """WAL, and the schema if the file is new."""
-    _wait_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
+    switch_to_wal(connection, BUSY_TIMEOUT_S)
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last writes, never the file
     connection.execute("PRAGMA journal_size_limit = 64000000")
     with _transaction(connection):
@@ -248,18 +248,17 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
 
 
-def _wait_while_busy(use: Callable[[], Any]) -> None:
+def switch_to_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
     """SQLite answers "busy" at once, without its busy timeout, while two processes switch one file to WAL."""
-    give_up = time.monotonic() + BUSY_TIMEOUT_S
+    give_up = time.monotonic() + timeout_s
     while True:
         try:
-            use()
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return
         except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+            if result_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 raise
             time.sleep(0.02)
-        else:
-            return
 
 
 def _total(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -293,7 +292,7 @@ def _hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def _code(error: Exception) -> int:
+def result_code(error: Exception) -> int:
     """SQLite's primary result code; 0 when the error did not come from SQLite itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
