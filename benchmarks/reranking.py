@@ -35,7 +35,7 @@ from retrieval.encoder import DualEncoder
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 QUEUE = 1000
-QUEUE_SEEDS = 2
+QUEUE_SEEDS = 1
 """Each takes minutes: every method is fitted anew before each photo."""
 RUN = 10.0
 """Mean photos of one label in a row."""

@@ -7,9 +7,11 @@ regression, u = q' A^-1 B, and is re-ranked by the product of what the encoder s
     p  is proportional to  p0^a exp(g u)
 
 How much to trust each, (a, g), is what makes the confirmed labels most likely when each is left out in turn, which a
-ridge regression gives in closed form: u_i = y_i - (y_i - x_i' A^-1 B) / (1 - x_i' A^-1 x_i). Nobody tunes anything:
-where the confirmations do not tell labels apart, g becomes 0, which is the encoder alone. A label that nobody has
-confirmed has no evidence and keeps its p0. docs/reranking.md measures this against Tip-Adapter, GDA and prototypes.
+ridge regression gives in closed form: u_i = y_i - (y_i - x_i' A^-1 B) / (1 - x_i' A^-1 x_i). While there are labels that
+nobody has confirmed, an image also counts, in one of n parts, as what it would be without all n images of its
+label: each label has been new once. Nobody tunes anything: where the confirmations do not tell labels apart, g becomes
+0, which is the encoder alone. A label that nobody has confirmed has no evidence and keeps its p0. docs/reranking.md
+measures this against Tip-Adapter, GDA and prototypes.
 
 The regression is that of ProKeR (Bendou et al., CVPR 2025) with a linear kernel, which is what makes the sums small and
 exact; the product and the leave-one-out choice are this project's.
@@ -52,6 +54,9 @@ more than 500 labels fewer, so that confirmations x labels stays the same."""
 UPDATES_OF_INVERSE = 64
 """Images by which A^-1 is brought up to date, each with an error of about 1e-16, before it is computed anew."""
 
+NEWCOMERS = 64
+"""Labels with more images than this are not judged as newcomers: it would weigh less than 2 %."""
+
 LEAST = 1e-6
 """Below this a probability counts as this, so that no label is out of reach for the evidence."""
 
@@ -70,6 +75,7 @@ class _RidgeSums:
         self._cross: NDArray[np.float64] = np.zeros((dim, labels))
         self._embeddings: NDArray[np.float32] = np.zeros((0, dim), np.float32)  # rows beyond len(self) are room to grow
         self._orders: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._main: NDArray[np.int64] = np.zeros(0, np.int64)
         self._keys: list[Hashable] = []
         self._rows: dict[Hashable, int] = {}
         self._targets: list[dict[int, float]] = []
@@ -90,6 +96,7 @@ class _RidgeSums:
         for offset, (key, i) in enumerate(last.items()):
             self._rows[key] = old + offset
             self._orders[old + offset] = _order(key)
+            self._main[old + offset] = max(targets[i], key=targets[i].__getitem__, default=-1)
             self._keys.append(key)
             self._targets.append(targets[i])
         self._sum(np.arange(old, old + len(rows)), 1.0)
@@ -100,7 +107,8 @@ class _RidgeSums:
         self._sum(np.array([self._rows[key] for key in known], np.int64), -1.0)
         for key in known:
             row, last = self._rows.pop(key), len(self) - 1
-            self._embeddings[row], self._orders[row] = self._embeddings[last], self._orders[last]
+            for rows in (self._embeddings, self._orders, self._main):
+                rows[row] = rows[last]
             self._keys[row], self._targets[row] = self._keys[last], self._targets[last]
             if row != last:
                 self._rows[self._keys[row]] = row
@@ -133,6 +141,7 @@ class _RidgeSums:
             more = max(rows, 2 * len(self._embeddings), 64) - len(self._embeddings)
             self._embeddings = np.pad(self._embeddings, ((0, more), (0, 0)))
             self._orders = np.pad(self._orders, (0, more))
+            self._main = np.pad(self._main, (0, more))
 
     def evidence(self, images: Floats) -> NDArray[np.float64]:
         """u of unit embeddings [b, d] -> [b, labels]."""
@@ -162,12 +171,25 @@ class _RidgeSums:
         out: NDArray[np.float64] = y - (y - projected @ self._cross) / (1 - leverage)
         return out
 
+    def left_out_together(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As `left_out`, but of all these images at once: [n, labels]."""
+        x = self._embeddings[rows].astype(np.float64)
+        projected = x @ self.inverse()
+        y = self.targets(rows)
+        rest = np.linalg.solve(np.eye(len(rows)) - projected @ x.T, y - projected @ self._cross)
+        out: NDArray[np.float64] = y - rest
+        return out
+
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         y = np.zeros((len(rows), self._cross.shape[1]))
         for i, row in enumerate(rows):
             for label, share in self._targets[row].items():
                 y[i, label] = share
         return y
+
+    def main_labels(self) -> NDArray[np.int64]:
+        """Of each row, the label with the greatest share [n]."""
+        return self._main[: len(self)]
 
     def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._embeddings[rows]
@@ -275,28 +297,50 @@ class Confirmations:
         size = max(JUDGED_AT_MOST * _LABELS_JUDGED // max(len(self._labels), _LABELS_JUDGED), 64)
         rows = self._sums.sample(size)
         y = self._sums.targets(rows)
-        alone = np.zeros(len(rows), np.bool_)
+        by_encoder = (self._scale * (self._sums.embeddings(rows) @ self._labels.T)).astype(np.float32)
+        left_out = self._sums.left_out(rows)
         if (self._counts > 0.5).all():
             # The next image is of a confirmed label, for which the only image of one cannot stand once it is left out.
             # It does say how far the encoder can be trusted.
-            alone = (y * self._counts).sum(axis=1) < 1.5
-        by_encoder = (self._scale * (self._sums.embeddings(rows) @ self._labels.T)).astype(np.float32)
-        by_evidence, y = self._sums.left_out(rows).astype(np.float32), y.astype(np.float32)
-        by_evidence[alone] = 0
+            left_out[(y * self._counts).sum(axis=1) < 1.5] = 0
+            views: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = [(left_out, np.ones(len(rows)))]
+        else:
+            # Each confirmed label has been new once, so one in its n images is judged as the first of its label.
+            newcomers, share = self._as_newcomers(rows, left_out)
+            views = [(left_out, 1 - share), (newcomers, share)]
+        y = y.astype(np.float32)
+        judged = [(evidence.astype(np.float32), parts) for evidence, parts in views]
 
         def loss(trust: float, weight: float) -> float:
-            logits = np.float32(trust) * by_encoder + np.float32(weight) * by_evidence
-            right = (y * logits).sum(axis=1)
-            top = logits.max(axis=1)
-            np.exp(np.subtract(logits, top[:, None], out=logits), out=logits)
-            nats = top + np.log(logits.sum(axis=1)) - right
             expected = np.log((weight + 1) / (EXPECTED_PRODUCT / trust + 1)) ** 2
-            return float(nats.sum()) + EXPECTATION_STRENGTH * float(expected)
+            total = EXPECTATION_STRENGTH * float(expected)
+            for evidence, parts in judged:
+                logits = np.float32(trust) * by_encoder + np.float32(weight) * evidence
+                right = (y * logits).sum(axis=1)
+                top = logits.max(axis=1)
+                np.exp(np.subtract(logits, top[:, None], out=logits), out=logits)
+                total += float((parts * (top + np.log(logits.sum(axis=1)) - right)).sum())
+            return total
 
         # Of equal losses the first: the one nearer to the encoder alone.
         return min(
             ((a, g) for a in reversed(TRUST_IN_ENCODER) for g in WEIGHT_OF_EVIDENCE), key=lambda pair: loss(*pair)
         )
+
+    def _as_newcomers(
+        self, rows: NDArray[np.int64], left_out: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The evidence of these images had none of their label been confirmed [n, c], and 1 / images of it [n]."""
+        labels = self._sums.main_labels()
+        evidence, share = left_out.copy(), np.zeros(len(rows))
+        for label in np.unique(labels[rows]):
+            members = np.flatnonzero(labels == label)
+            if len(members) > NEWCOMERS:
+                continue
+            here = np.flatnonzero(labels[rows] == label)
+            together = self._sums.left_out_together(members)
+            evidence[here], share[here] = together[np.searchsorted(members, rows[here])], 1 / len(members)
+        return evidence, share
 
 
 class Votes:

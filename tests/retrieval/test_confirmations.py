@@ -81,6 +81,20 @@ def test_leave_one_out_is_what_leaving_one_out_gives() -> None:
         rest = [j for j in range(12) if j != i]
         without.add_many(rest, images[rest], [int(y[j]) for j in rest])
         np.testing.assert_allclose(got[i], without._sums.evidence(images[i : i + 1])[0], atol=1e-9)
+    others = Confirmations(unit(3, 10, 2), SCALE)
+    others.add_many(list(range(4, 12)), images[4:], list(map(int, y[4:])))
+    together = memory._sums.left_out_together(np.arange(4))  # all of label 0
+    np.testing.assert_allclose(together, others._sums.evidence(images[:4]), atol=1e-9)
+
+
+def test_while_labels_are_still_new_the_evidence_counts_for_less() -> None:
+    """The same confirmations of eight labels, when there is another that may come, and when there is none."""
+    images, y = clusters(8, 2, 24, seed=3)
+    labels = unit(9, 24, 99)
+    settled, growing = Confirmations(labels[:8], SCALE), Confirmations(labels, SCALE)
+    for memory in (settled, growing):
+        memory.add_many(list(range(16)), images, list(map(int, y)))
+    assert growing.trust()[1] < settled.trust()[1]
 
 
 def test_nothing_confirmed_changes_nothing() -> None:
