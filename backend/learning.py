@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from backend.memory import Confirmation, Memory, MemoryUnavailable, Stored, open_memory
 from backend.metrics import Metrics
 from backend.reranking import ProjectRanker
-from plugin.annotations import Annotation, project_key, read_annotation
+from plugin.annotations import Annotation, project_key, read_annotation, usable_id
 from plugin.errors import PluginError
 from plugin.labeling_config import parse_labeling_config
 from retrieval.encoder import DualEncoder
@@ -30,15 +30,18 @@ BURST_S = 0.5
 an import of thousands of annotations does not make Label Studio ask thousands of times."""
 
 SEEN_KEPT = 20_000
-"""Tasks whose embedding and suggestion are remembered until they are annotated: 20 MB."""
+"""Tasks whose embedding and suggestion are remembered until they are annotated: about 40 MB with 512 dimensions."""
 
 PROJECTS_KEPT = 64
 """Projects whose confirmations are in this process at once: 10,000 with 512 dimensions are about 40 MB."""
 
 EMBED_AT_ONCE = 32
 
-Embed = Callable[[str, Sequence[str]], Sequence[NDArray[np.float32] | None]]
-"""(project, image values) -> their embeddings; None for what cannot be read now."""
+RETRY_S = 30.0
+"""After so long a confirmed image that could not be read is tried again, when the project is asked about."""
+
+Embed = Callable[[str, Sequence[tuple[str, int]]], Sequence[NDArray[np.float32] | None]]
+"""(project, image values with a task each) -> their embeddings; None for what cannot be read now."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Learning:
         self._seen: OrderedDict[tuple[str, int], Seen] = OrderedDict()
         self._versions: dict[str, tuple[int, float]] = {}
         self._rankers: OrderedDict[str, ProjectRanker] = OrderedDict()
-        self._queued: set[tuple[str, int, float]] = set()
+        self._not_before: dict[tuple[str, int], float] = {}
+        """Annotations whose image is being embedded, or could not be: when to try again."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="forelabel-learn")
         with suppress(MemoryUnavailable):
             self._opened()
@@ -119,7 +123,8 @@ class Learning:
                 self._rankers.move_to_end(project)
                 while len(self._rankers) > PROJECTS_KEPT:
                     self._rankers.popitem(last=False)
-            self._embed_later(project, ranker.refresh())
+            ranker.refresh()
+            self._embed_later(project, ranker.pending())
         except MemoryUnavailable as error:
             logger.warning("suggestions do not know the latest confirmed labels: %s", error)
             return self._rankers.get(project)
@@ -158,9 +163,8 @@ class Learning:
         if action in ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"):
             confirmed = list(self._read(project, str(described.get("label_config") or ""), payload))
             changed = self._opened().put(project, confirmed)
-            if changed and action != "ANNOTATION_UPDATED":
-                for each in confirmed:
-                    self._count(each)
+            if changed and action == "ANNOTATION_CREATED":
+                self._count(confirmed[0])
             return changed
         if action == "ANNOTATIONS_DELETED":
             return self._opened().remove(project, _ids(payload.get("annotations")))
@@ -171,9 +175,10 @@ class Learning:
     def _read(self, project: str, label_config: str, payload: Mapping[str, Any]) -> Iterator[Confirmation]:
         """The annotations of an event, with what is known of their tasks."""
         config = parse_labeling_config(label_config)
-        tasks = {task["id"]: task for task in _mappings(payload.get("task")) if "id" in task}
+        tasks = {usable_id(task.get("id")): task for task in _mappings(payload.get("task"))}
         for annotation in _mappings(payload.get("annotation")):
-            task = tasks.get(annotation.get("task")) or {"id": annotation.get("task")}
+            id_ = usable_id(annotation.get("task"))
+            task = tasks.get(id_) or {"id": id_}
             try:
                 read = read_annotation(annotation, task, config)
             except PluginError as error:
@@ -185,41 +190,48 @@ class Learning:
             if seen is not None and self._encoder is not None:
                 found = replace(
                     found,
-                    suggested=seen.suggested or found.suggested,
+                    suggested=found.suggested or seen.suggested,
                     fingerprint=self._encoder.fingerprint,
                     embeddings={s: e for s, e in seen.embeddings.items() if seen.images[s] == found.images.get(s)},
                 )
             yield found
 
     def _count(self, confirmation: Confirmation) -> None:
-        if not confirmation.answers:
-            return  # skipped
+        if confirmation.skipped:
+            return
         for question, suggested in confirmation.suggested.items():
             taken = sorted(map(str, suggested)) == sorted(map(str, confirmation.answers.get(question, [])))
             self._metrics.suggestion(taken)
 
     def _embed_later(self, project: str, pending: Sequence[Confirmation]) -> None:
-        """Each once: an image that cannot be read now is tried again by another process, or after a restart."""
-        fresh = [each for each in pending if (project, each.annotation, each.updated) not in self._queued]
-        self._queued.update((project, each.annotation, each.updated) for each in fresh)
-        for start in range(0, len(fresh), EMBED_AT_ONCE):
+        """One at a time per annotation; what could not be read is tried again after RETRY_S."""
+        now = time.monotonic()
+        with self._lock:
+            due = [each for each in pending if now >= self._not_before.get((project, each.annotation), 0)]
+            self._not_before.update({(project, each.annotation): now + RETRY_S for each in due})
+        for start in range(0, len(due), EMBED_AT_ONCE):
             with suppress(RuntimeError):  # at the end of the service
-                self._worker.submit(self._embed_now, project, fresh[start : start + EMBED_AT_ONCE])
+                self._worker.submit(self._embed_now, project, due[start : start + EMBED_AT_ONCE])
 
     def _embed_now(self, project: str, confirmations: Sequence[Confirmation]) -> None:
         encoder = self._encoder
         if encoder is None:
             return
         try:
-            values = list(dict.fromkeys(value for each in confirmations for value in each.images.values()))
-            found = dict(zip(values, self._embed(project, values), strict=True))
+            wanted = {value: each.task for each in confirmations for value in each.images.values()}
+            found = dict(zip(wanted, self._embed(project, list(wanted.items())), strict=True))
+            done = 0
             for each in confirmations:
                 embeddings = {source: e for source, value in each.images.items() if (e := found[value]) is not None}
                 if embeddings:
                     self._opened().attach(project, each.annotation, encoder.fingerprint, embeddings, each.images)
-            self.ranker(project)
+                    done += 1
+                    with self._lock:
+                        self._not_before.pop((project, each.annotation), None)
+            if done:
+                self.ranker(project)
         except Exception:
-            logger.exception("confirmed images of project %s could not be embedded", project)
+            logger.exception("confirmed images of project %s could not be embedded yet", project)
 
 
 def to_confirmation(annotation: Annotation) -> Confirmation:
@@ -233,6 +245,7 @@ def to_confirmation(annotation: Annotation) -> Confirmation:
         annotation.answers,
         annotation.suggested,
         annotation.images,
+        skipped=annotation.skipped,
     )
 
 
@@ -242,4 +255,4 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
 
 
 def _ids(value: object) -> list[int]:
-    return [each["id"] for each in _mappings(value) if isinstance(each.get("id"), int)]
+    return [id_ for each in _mappings(value) if (id_ := usable_id(each.get("id"))) is not None]

@@ -45,7 +45,7 @@ class Confirmation:
     created: float
     annotator: int | None
     answers: dict[str, list[Stored]]
-    """Question's name -> what the annotator left there; empty for a skipped task."""
+    """Question's name -> what the annotator left there."""
     suggested: dict[str, list[Stored]]
     """Question's name -> what had been suggested, where that is known."""
     images: dict[str, str]
@@ -54,6 +54,8 @@ class Confirmation:
     """Of the encoder that made the embeddings."""
     embeddings: dict[str, NDArray[np.float16]] = field(default_factory=dict, compare=False)
     """Image source -> [d], read-only; an image that is not embedded yet is missing."""
+    skipped: bool = False
+    """The annotator gave no answer on purpose, which is not the same as leaving all blank."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ def _successor(held: Held | None, new: Confirmation, authoritative: bool) -> Con
     """What takes the place of `held` when `new` arrives; None if nothing does."""
     if not authoritative and (isinstance(held, Removed) or (held is not None and held.updated >= new.updated)):
         return None
+    if isinstance(held, Confirmation) and held.suggested:
+        new = replace(new, suggested=held.suggested)  # what was suggested first; later ones know the answer
     if new == held:
         return None
     new = replace(new, embeddings=_finite(new.embeddings))

@@ -138,8 +138,8 @@ class Namer:
     def _ahead(self, decoder: ObjectDecoder, nouns: Sequence[str], tokens: NDArray[np.int64]) -> list[float]:
         device = decoder.tokens.device
         texts = torch.from_numpy(embed_labels(self._encoder, nouns)).to(device, decoder.tokens.dtype)
-        decoder.eval()
-        sure = decoder.noun_logprobs(decoder.read_texts(texts), torch.from_numpy(tokens).to(device))
+        decoder.eval()  # and read as images are, like the scores that it is taken off
+        sure = decoder.noun_logprobs(decoder.read_images(texts), torch.from_numpy(tokens).to(device))
         return [OWN_TEXT_SHARE * value for value in sure.tolist()]
 
     def _allowed(self, decoder: ObjectDecoder, nouns: tuple[str, ...], banned: tuple[str, ...]) -> NounList:

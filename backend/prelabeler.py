@@ -24,6 +24,7 @@ from backend.images import FetchPolicy, ImageFetcher
 from backend.learning import Learning, Seen
 from backend.metrics import Metrics
 from backend.naming import Names, decoder_folder
+from backend.reranking import ProjectRanker
 from backend.settings import Settings
 from backend.task_options import TaskOptions
 from plugin.annotations import read_answers
@@ -149,15 +150,15 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         """
         self._learning.process_event(action, payload)
 
-    def _embed_values(self, project: str, values: Sequence[str]) -> list[Embedding | None]:
-        """Embeddings of images that were confirmed without having been predicted here."""
+    def _embed_values(self, project: str, values: Sequence[tuple[str, int]]) -> list[Embedding | None]:
+        """Embeddings of images, each of a task, that were confirmed without having been predicted here."""
         engine, known = self._engine, self._projects.get(project, Project())
         if engine is None:
             return [None for _ in values]
         deadline = time.monotonic() + self.settings.predict_deadline_s
         files = self._fetcher.fetch_many(
-            values,
-            task_ids=[None for _ in values],
+            [value for value, _ in values],
+            task_ids=[task for _, task in values],
             studio_url=known.hostname,
             studio_token=known.token,
             deadline=deadline,
@@ -165,6 +166,14 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         results = iter(engine.embedder.embed([file for file in files if isinstance(file, bytes)], deadline))
         embedded = [next(results) if isinstance(file, bytes) else file for file in files]
         return [each if isinstance(each, np.ndarray) else None for each in embedded]
+
+    def _ranker(self, project: str) -> ProjectRanker | None:
+        """What is confirmed in the project; None where that cannot be known: suggestions are made all the same."""
+        try:
+            return self._learning.ranker(project)
+        except Exception:
+            logger.exception("project %s is suggested for without what was confirmed in it", project)
+            return None
 
     def predict(
         self,
@@ -187,7 +196,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         rules = NamingRules.read(params)
         if rules != NamingRules():
             known = replace(known, rules=rules)
-        version = self._version(project)
+        version, ranker = self._version(project), self._ranker(project)
         end = (time.monotonic() + self.settings.predict_deadline_s if deadline is None else deadline) - RESERVE_S
         engine = self._wait_for_engine(end)
         if engine is None:
@@ -200,7 +209,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
             for chunk in chunks:
                 images = fetching.popleft().result()
                 fetching.extend(ahead.submit(self._fetch, after, config, known, end) for after in islice(coming, 1))
-                items += self._predict_chunk(engine, chunk, config, images, end, known, version)
+                items += self._predict_chunk(engine, chunk, config, images, end, known, version, ranker)
         return items
 
     def _wait_for_engine(self, end: float) -> Engine | None:
@@ -243,6 +252,7 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
         end: float,
         project: Project,
         version: str,
+        ranker: ProjectRanker | None,
     ) -> list[Item]:
         keys = list(images)
         results = engine.embedder.embed([images[key] for key in keys], end, self.metrics.cache)
@@ -254,7 +264,6 @@ class Prelabeler(LabelStudioMLBase):  # type: ignore[misc]
                 embeddings[key] = result
         answers: dict[int, list[Answer]] = {}
         names_of: dict[str, list[Names]] = {}  # of an image source: several open questions may ask about it
-        ranker = self._learning.ranker(project.key)
         for control in config.controls:
             positions = [p for p, source in embeddings if source == control.image_source]
             if not positions:

@@ -42,7 +42,7 @@ def report_project(studio: Studio, project_id: int, engine: Engine, settings: Se
     fetcher = ImageFetcher(FetchPolicy.of(settings))
     try:
         ranker = ProjectRanker(key, memory, engine.encoder)
-        missing = ranker.refresh()
+        ranker.refresh()
         rows, _ = memory.changes(key)
         held = [each for each in rows if isinstance(each, Confirmation)]
         suspects = find_suspects(ranker, engine, config, held)
@@ -62,7 +62,7 @@ def report_project(studio: Studio, project_id: int, engine: Engine, settings: Se
             lambda task: f"{studio.url}/projects/{project_id}/data?task={task}",
             picture,
         )
-        return Reported(len(held), len(missing), len(suspects))
+        return Reported(len(held), len(ranker.pending()), len(suspects))
     finally:
         memory.close()
         fetcher.close()

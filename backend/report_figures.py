@@ -127,7 +127,7 @@ class _Judged:
 def figures(confirmations: Sequence[Confirmation], config: LabelingConfig) -> Figures:
     """Count what became of the suggestions to the questions of `config`."""
     answered = sorted(
-        (each for each in confirmations if each.answers), key=lambda each: (each.created, each.annotation)
+        (each for each in confirmations if not each.skipped), key=lambda each: (each.created, each.annotation)
     )
     judged = [
         _Judged(control, each, _keys(each.suggested[control.from_name]), _keys(each.answers.get(control.from_name, ())))

@@ -28,8 +28,9 @@ NEW_NAME = 0.02
 NEW_NAME_FROM = 0.5
 """A noun that the decoder did not say is suggested from this on: more likely than not."""
 
-QUESTIONS_KEPT = 16
-"""Learners per project: a config has a few questions, and each change of its labels makes new ones."""
+QUESTIONS_KEPT = 8
+"""Learners per project, each with its own copy of the embeddings: a config has a few questions, and each change of its
+labels makes new ones."""
 
 Floats = NDArray[np.float32]
 Learner = TypeVar("Learner", "OneOf", "SeveralOf", "Open")
@@ -45,11 +46,12 @@ class ProjectRanker:
         self._lock = threading.RLock()
         self._sequence = 0
         self._annotations: dict[int, Confirmation] = {}
+        self._pending: dict[int, Confirmation] = {}
         self._tasks: defaultdict[int, set[int]] = defaultdict(set)
         self._learners: OrderedDict[Control, Any] = OrderedDict()
 
-    def refresh(self) -> list[Confirmation]:
-        """Read what has changed in the memory; of that, what this encoder has not embedded yet.
+    def refresh(self) -> None:
+        """Read what has changed in the memory.
 
         Raises:
             MemoryUnavailable: the memory does not answer; what was read before stays.
@@ -59,6 +61,7 @@ class ProjectRanker:
             if now < self._sequence:  # it was lost, or put back from a backup
                 changed, now = self._memory.changes(self._project)
                 self._annotations.clear()
+                self._pending.clear()
                 self._tasks.clear()
                 self._learners.clear()
             touched: set[int] = set()
@@ -73,12 +76,21 @@ class ProjectRanker:
             for learner in self._learners.values():
                 learner.update(self._answered(touched))
             self._sequence = now
-            return [each for each in changed if isinstance(each, Confirmation) and not self._embedded(each)]
+            for each in changed:
+                if isinstance(each, Confirmation) and not self._embedded(each):
+                    self._pending[each.annotation] = each
+                else:
+                    self._pending.pop(each.annotation, None)
+
+    def pending(self) -> list[Confirmation]:
+        """What this encoder has not embedded yet."""
+        with self._lock:
+            return list(self._pending.values())
 
     def _embedded(self, confirmation: Confirmation) -> bool:
         """A skipped task teaches nothing, so that it needs no embedding."""
         ours = confirmation.fingerprint == self._encoder.fingerprint
-        return not confirmation.answers or (ours and confirmation.images.keys() <= confirmation.embeddings.keys())
+        return confirmation.skipped or (ours and confirmation.images.keys() <= confirmation.embeddings.keys())
 
     def _answered(self, tasks: Iterable[int]) -> dict[int, list[Confirmation]]:
         return {task: [self._annotations[i] for i in sorted(self._tasks[task])] for task in tasks}
@@ -207,12 +219,13 @@ class Open:
         ranked: list[Names] = []
         for names, row in zip(named, after, strict=True):
             scores = {noun.lower(): (noun, probability) for noun, probability in names}
-            for column, probability in enumerate(row.tolist()):
+            for said, (noun, _) in list(scores.items()):
+                if (column := self._index.get(said)) is not None:
+                    scores[said] = noun, float(row[column])
+            for column in np.flatnonzero(row >= NEW_NAME_FROM).tolist():
                 noun = self._spelled[column]
-                if noun.lower() in scores:
-                    scores[noun.lower()] = scores[noun.lower()][0], probability
-                elif probability >= NEW_NAME_FROM and allowed(noun):
-                    scores[noun.lower()] = noun, probability
+                if noun.lower() not in scores and allowed(noun):
+                    scores[noun.lower()] = noun, float(row[column])
             ranked.append(sorted(scores.values(), key=lambda pair: -pair[1]))
         return ranked
 
@@ -223,7 +236,7 @@ def _update_votes(
     """Per task and label, the mean over its annotators of 1 for chosen and -1 for suggested and taken out."""
     learned: list[tuple[int, NDArray[np.float16], dict[int, float]]] = []
     for task, given in tasks.items():
-        counting = [each for each in given if each.answers]
+        counting = [each for each in given if not each.skipped]
         votes: Counter[int] = Counter()
         for each in counting:
             chosen = {index(stored) for stored in each.answers.get(control.from_name, ())}

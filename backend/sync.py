@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from backend.learning import to_confirmation
@@ -30,8 +30,7 @@ def synchronise(studio: Studio, project_id: int, memory: Memory) -> Iterator[Dif
     """Ask Label Studio for every annotation of the project and make the memory hold just these; the state after each
     batch, the last one is the result.
 
-    Annotators may go on meanwhile: what the webhook brings during the run is newer, and stays. Only an annotation that
-    is deleted within the moment between asking for it and writing it comes back, until the next run.
+    Annotators may go on meanwhile: what the webhook brings during the run is newer than what was asked for, and stays.
 
     Raises:
         StudioError: Label Studio does not answer.
@@ -40,10 +39,17 @@ def synchronise(studio: Studio, project_id: int, memory: Memory) -> Iterator[Dif
     """
     project = studio.project_key(project_id)
     config = parse_labeling_config(studio.label_config(project_id))
-    rows, _ = memory.changes(project)
+    rows, asked = memory.changes(project)
     held = {each.annotation: each for each in rows if isinstance(each, Confirmation)}
     listed: set[int] = set()
     added = changed = 0
+
+    def untouched(annotations: Iterable[int]) -> set[int]:
+        """Those that no webhook has changed since Label Studio was first asked."""
+        since, _ = memory.changes(project, asked)
+        return set(annotations) - ({each.annotation for each in since} - written)
+
+    written: set[int] = set()
     for batch in _batches(
         read_annotation(annotation, task, config)
         for task in studio.annotated_tasks(project_id)
@@ -53,20 +59,19 @@ def synchronise(studio: Studio, project_id: int, memory: Memory) -> Iterator[Dif
         for each in map(to_confirmation, batch):
             listed.add(each.annotation)
             before = held.get(each.annotation)
-            if before is None:
-                added += 1
-                differing.append(each)
-                continue
             # What was suggested is known better by whoever suggested it.
-            now = replace(each, suggested=before.suggested or each.suggested)
-            if now != before and now.updated >= before.updated:
-                changed += 1
+            now = each if before is None else replace(each, suggested=before.suggested or each.suggested)
+            if now != before:
                 differing.append(now)
+        current = untouched(each.annotation for each in differing)
+        differing = [each for each in differing if each.annotation in current]
+        added += sum(each.annotation not in held for each in differing)
+        changed += sum(each.annotation in held for each in differing)
         memory.put(project, differing, authoritative=True)
+        written.update(each.annotation for each in differing)
         yield Differences(len(listed), added, changed, 0)
-    # Only what was held before Label Studio was asked: what has come since is not listed because it is new.
-    gone = [annotation for annotation in held if annotation not in listed]
-    memory.remove(project, gone)
+    gone = untouched(annotation for annotation in held if annotation not in listed)
+    memory.remove(project, sorted(gone))
     yield Differences(len(listed), added, changed, len(gone))
 
 

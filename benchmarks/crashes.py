@@ -150,6 +150,8 @@ def storm(studio: Studio, folder: Path, kills: int, seed: int = 0) -> Outcome:
             victim.kill()
             time.sleep(draw.uniform(0, 0.3))
             victim.start()
+        if not annotator.is_alive():
+            raise SystemExit("the annotator has stopped; nothing was put to the test")
         annotator.enough.set()
         annotator.join()
         before = _differing(studio, project_id, memory)

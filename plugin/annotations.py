@@ -5,6 +5,7 @@ Read are the annotations of webhooks and those that its API lists; both as 1.23 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,12 @@ from plugin.labeling_config import Control, Kind, LabelingConfig, image_value
 
 Stored = str | list[str]
 """What Label Studio keeps for one label; the list is a path, see `plugin.labeling_config.Label.stored`."""
+
+ANSWERS_KEPT = 100
+"""Per question: nobody ticks more, and what arrives here is anybody's who can reach the service."""
+
+NOUN_LENGTH = 100
+"""Characters; a longer line of a TextArea is a text, from which no noun is learnt."""
 
 _TYPE_AND_KEY = {
     Kind.CHOICES: ("choices", "choices"),
@@ -35,12 +42,13 @@ class Annotation:
     created: float
     annotator: int | None
     answers: dict[str, list[Stored]]
-    """A question's name -> its answer without repeats, to an open question nouns; one left blank is absent. Empty where
-    the task was skipped."""
+    """A question's name -> its answer without repeats, to an open question nouns; one left blank is absent."""
     suggested: dict[str, list[Stored]]
     """The same of the prediction that the annotator started from, where Label Studio says."""
     images: dict[str, str]
     """Image source as written in the labeling config, such as "$image" -> the task's value."""
+    skipped: bool = False
+    """The annotator gave no answer on purpose, which is not the same as leaving all blank."""
 
 
 def read_annotation(annotation: Mapping[str, Any], task: Mapping[str, Any], config: LabelingConfig) -> Annotation:
@@ -49,7 +57,7 @@ def read_annotation(annotation: Mapping[str, Any], task: Mapping[str, Any], conf
     Raises:
         AnnotationError: it has no usable id, or there is none of its task.
     """
-    ids = _id(annotation.get("id")), _id(task.get("id")) or _id(annotation.get("task"))
+    ids = usable_id(annotation.get("id")), usable_id(task.get("id")) or usable_id(annotation.get("task"))
     if ids[0] is None or ids[1] is None:
         raise AnnotationError(
             f"An annotation has the id {annotation.get('id')!r} and belongs to the task {task.get('id')!r}; both must "
@@ -63,10 +71,11 @@ def read_annotation(annotation: Mapping[str, Any], task: Mapping[str, Any], conf
         task=ids[1],
         updated=_seconds(annotation.get("updated_at")) or 0.0,
         created=_seconds(annotation.get("created_at")) or 0.0,
-        annotator=_id(annotator.get("id") if isinstance(annotator, Mapping) else annotator),
+        annotator=usable_id(annotator.get("id") if isinstance(annotator, Mapping) else annotator),
         answers={} if annotation.get("was_cancelled") else read_answers(annotation.get("result"), config),
         suggested=_suggested(annotation, config),
         images={source: value for source, value in images.items() if value is not None},
+        skipped=bool(annotation.get("was_cancelled")),
     )
 
 
@@ -76,7 +85,7 @@ def project_key(project: Mapping[str, Any]) -> str:
     Raises:
         AnnotationError: one of them is missing.
     """
-    id_, created = _id(project.get("id")), _seconds(project.get("created_at"))
+    id_, created = usable_id(project.get("id")), _seconds(project.get("created_at"))
     if id_ is None or created is None:
         raise AnnotationError(
             f"A project has the id {project.get('id')!r} and was made at {project.get('created_at')!r}; a number and "
@@ -98,11 +107,9 @@ def read_answers(result: Any, config: LabelingConfig) -> dict[str, list[Stored]]
     """The result of an annotation or a prediction -> question's name -> its answer; blank ones are absent."""
     answers: dict[str, list[Stored]] = {}
     for control in config.controls:
-        found: list[Stored] = []
-        for value in _values(result, control):
-            found.extend(answer for answer in _read(value, control) if answer not in found)
+        found = {json.dumps(answer): answer for value in _values(result, control) for answer in _read(value, control)}
         if found:
-            answers[control.from_name] = found
+            answers[control.from_name] = list(found.values())[:ANSWERS_KEPT]
     return answers
 
 
@@ -130,11 +137,12 @@ def _read(value: Any, control: Control) -> Iterator[Stored]:
     if control.labels:
         yield value
     else:
-        yield from filter(None, map(str.strip, path[-1].splitlines()))
+        yield from (noun for line in path[-1].splitlines() if 0 < len(noun := line.strip()) <= NOUN_LENGTH)
 
 
-def _id(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def usable_id(value: Any) -> int | None:
+    """An id of Label Studio's, or None for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else None
 
 
 def _seconds(time: Any) -> float | None:

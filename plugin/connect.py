@@ -148,12 +148,17 @@ def _connect_backend(studio: Studio, project_id: int, url: str, basic_auth: str 
         raise StudioError(
             f"The backend at {url} names no model_version. Is it Forelabel's? Run `forelabel serve` there."
         )
-    if row.title.partition("+")[0] == version.partition("+")[0]:
+    if _model(row.title) == _model(version):
         # What follows moves with the confirmed labels: `forelabel refresh` makes the two agree.
         steps.append(f"its title was already its model version, {row.title}")
         return row
     steps.append(f"set its title to its model version, {version}")
     return _ask(studio, url, lambda sdk: sdk.ml.update(row.id, **wanted, title=version))
+
+
+def _model(version: str) -> str:
+    """A version without the number that moves with the confirmed labels."""
+    return re.sub(r"\+\d+$", "", version)
 
 
 def _our_backend(studio: Studio, project_id: int, url: str) -> Any:

@@ -7,8 +7,8 @@ regression, u = q' A^-1 B, and is re-ranked by the product of what the encoder s
     p  is proportional to  p0^a exp(g u)
 
 How much to trust each, (a, g), is what makes the confirmed labels most likely when each is left out in turn, which a
-ridge regression gives in closed form: u_i = y_i - (y_i - x_i' A^-1 B) / (1 - x_i' A^-1 x_i). While there are labels that
-nobody has confirmed, an image also counts, in one of n parts, as what it would be without all n images of its
+ridge regression gives in closed form: u_i = y_i - (y_i - x_i' A^-1 B) / (1 - x_i' A^-1 x_i). While there are labels
+that nobody has confirmed, an image also counts, in one of n parts, as what it would be without all n images of its
 label: each label has been new once. Nobody tunes anything: where the confirmations do not tell labels apart, g becomes
 0, which is the encoder alone. A label that nobody has confirmed has no evidence and keeps its p0. docs/reranking.md
 measures this against Tip-Adapter, GDA and prototypes.
@@ -57,6 +57,9 @@ UPDATES_OF_INVERSE = 64
 NEWCOMERS = 64
 """Labels with more images than this are not judged as newcomers: it would weigh less than 2 %."""
 
+NEWCOMERS_JUDGED = 32
+"""Labels that are judged as newcomers, for all of them; with more than 500 labels fewer."""
+
 LEAST = 1e-6
 """Below this a probability counts as this, so that no label is out of reach for the evidence."""
 
@@ -64,6 +67,10 @@ EVIDENCE_OF_YES = 6.0
 """Log-odds that full evidence of yes or no adds to a label that is asked for on its own: 50 % becomes 99.8 %."""
 
 _LABELS_JUDGED = 500
+
+
+View = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+"""Some of the judged images: which [m], their evidence [m, c], and how much each counts [m]."""
 
 
 class _RidgeSums:
@@ -298,25 +305,25 @@ class Confirmations:
         rows = self._sums.sample(size)
         y = self._sums.targets(rows)
         by_encoder = (self._scale * (self._sums.embeddings(rows) @ self._labels.T)).astype(np.float32)
-        left_out = self._sums.left_out(rows)
+        left_out, every = self._sums.left_out(rows), np.arange(len(rows))
         if (self._counts > 0.5).all():
             # The next image is of a confirmed label, for which the only image of one cannot stand once it is left out.
             # It does say how far the encoder can be trusted.
             left_out[(y * self._counts).sum(axis=1) < 1.5] = 0
-            views: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = [(left_out, np.ones(len(rows)))]
+            views: list[View] = [(every, left_out, np.ones(len(rows)))]
         else:
             # Each confirmed label has been new once, so one in its n images is judged as the first of its label.
-            newcomers, share = self._as_newcomers(rows, left_out)
-            views = [(left_out, 1 - share), (newcomers, share)]
+            parts = np.ones(len(rows))
+            views = [(every, left_out, parts), self._as_newcomers(rows, parts)]
         y = y.astype(np.float32)
-        judged = [(evidence.astype(np.float32), parts) for evidence, parts in views]
+        judged = [(by_encoder[at], u.astype(np.float32), y[at], parts) for at, u, parts in views]
 
         def loss(trust: float, weight: float) -> float:
             expected = np.log((weight + 1) / (EXPECTED_PRODUCT / trust + 1)) ** 2
             total = EXPECTATION_STRENGTH * float(expected)
-            for evidence, parts in judged:
-                logits = np.float32(trust) * by_encoder + np.float32(weight) * evidence
-                right = (y * logits).sum(axis=1)
+            for encoder, evidence, truth, parts in judged:
+                logits = np.float32(trust) * encoder + np.float32(weight) * evidence
+                right = (truth * logits).sum(axis=1)
                 top = logits.max(axis=1)
                 np.exp(np.subtract(logits, top[:, None], out=logits), out=logits)
                 total += float((parts * (top + np.log(logits.sum(axis=1)) - right)).sum())
@@ -327,20 +334,27 @@ class Confirmations:
             ((a, g) for a in reversed(TRUST_IN_ENCODER) for g in WEIGHT_OF_EVIDENCE), key=lambda pair: loss(*pair)
         )
 
-    def _as_newcomers(
-        self, rows: NDArray[np.int64], left_out: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The evidence of these images had none of their label been confirmed [n, c], and 1 / images of it [n]."""
-        labels = self._sums.main_labels()
-        evidence, share = left_out.copy(), np.zeros(len(rows))
-        for label in np.unique(labels[rows]):
-            members = np.flatnonzero(labels == label)
-            if len(members) > NEWCOMERS:
-                continue
-            here = np.flatnonzero(labels[rows] == label)
-            together = self._sums.left_out_together(members)
-            evidence[here], share[here] = together[np.searchsorted(members, rows[here])], 1 / len(members)
-        return evidence, share
+    def _as_newcomers(self, rows: NDArray[np.int64], parts: NDArray[np.float64]) -> View:
+        """Some of these images, judged as if none of their label had been confirmed. What all such count is taken off
+        the `parts` [n]."""
+        main = self._sums.main_labels()
+        labels, first, images = np.unique(main[rows], return_index=True, return_counts=True)
+        counts = np.array([(main == label).sum() for label in labels])
+        few = np.flatnonzero(counts <= NEWCOMERS)
+        parts -= np.where(counts <= NEWCOMERS, 1 / counts, 0)[np.searchsorted(labels, main[rows])]
+        size = max(NEWCOMERS_JUDGED * _LABELS_JUDGED // max(len(self._labels), _LABELS_JUDGED), 1)
+        chosen = few[np.unique(np.linspace(0, len(few) - 1, size).astype(np.int64))] if len(few) > size else few
+        members = [np.flatnonzero(main == labels[i]) for i in chosen]
+        together = [self._sums.left_out_together(each) for each in members]
+        places = [int(first[i]) for i in chosen]
+        evidence = [u[np.searchsorted(each, rows[at])] for u, each, at in zip(together, members, places, strict=True)]
+        # The images of a label stand for each other, and the chosen labels for all.
+        weight = (images[few] / counts[few]).sum() / max(len(chosen), 1)
+        return (
+            np.array(places, np.int64),
+            np.array(evidence).reshape(len(chosen), len(self._labels)),
+            np.full(len(chosen), weight),
+        )
 
 
 class Votes:

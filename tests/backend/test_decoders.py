@@ -188,7 +188,7 @@ def test_of_a_list_no_noun_is_ahead_for_being_said_often(small_decoder: Path, en
     dictionary = dict(namer.name(image, 6)[0])
     listed = namer.name(image, 6, nouns=WORDS)[0]
     texts = torch.from_numpy(embed_labels(encoder, WORDS))
-    own = decoder.noun_logprobs(decoder.read_texts(texts), torch.from_numpy(decoder.vocabulary.encode(WORDS)))
+    own = decoder.noun_logprobs(decoder.read_images(texts), torch.from_numpy(decoder.vocabulary.encode(WORDS)))
     left = {noun: dictionary[noun] / np.exp(0.5 * float(logprob)) for noun, logprob in zip(WORDS, own, strict=True)}
     assert [noun for noun, _ in listed] == sorted(left, key=lambda noun: -left[noun])
     for noun, score in listed:

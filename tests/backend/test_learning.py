@@ -79,9 +79,10 @@ class Bench:
         self.learning = Learning(f"sqlite:///{folder / 'memory.db'}", self.metrics, self.embed)
         self.learning.use(ENCODER)
 
-    def embed(self, project: str, values: Sequence[str]) -> list[np.ndarray | None]:
-        self.asked += values
-        return [self.images.get(value) for value in values]
+    def embed(self, project: str, values: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
+        assert all(value == f"photo-{task}" for value, task in values)
+        self.asked += [value for value, _ in values]
+        return [self.images.get(value) for value, _ in values]
 
     def saw(self, task: int, image: np.ndarray, suggested: Sequence[str] = ()) -> None:
         value = f"photo-{task}"
@@ -163,12 +164,18 @@ def test_many_annotations_in_one_event(bench: Bench) -> None:
     eventually(lambda: bench.counts()[0] == 3)
 
 
-def test_an_image_that_was_not_predicted_here_is_embedded_meanwhile(bench: Bench) -> None:
+def test_an_image_that_was_not_predicted_here_is_embedded_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.images["photo-1"] = photo(2)
     bench.learning.process_event(*event(10, 1, ["owl"]))
     bench.learning.process_event(*event(11, 9, ["owl"]))  # cannot be read: the other one goes on
     eventually(lambda: bench.counts()[2] == 1 and "photo-9" in bench.asked)
     assert sorted(bench.asked) == ["photo-1", "photo-9"]  # nothing is asked for over and over
+    bench.images["photo-9"] = photo(2, seed=1)
+    monkeypatch.setattr(module, "RETRY_S", -1)
+    bench.learning._not_before.clear()  # as after a while
+    eventually(lambda: bench.counts()[2] == 2)
 
 
 def test_the_version_moves_with_what_changes_but_not_in_a_burst(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +250,11 @@ def test_nouns_rise_and_sink(bench: Bench) -> None:
     scores = dict(names)
     assert names[0][0] in ("Tabby", "rock") and scores["Tabby"] > 0.5
     assert scores["rock"] > 0.6 and scores["cougar"] < 0.2 and scores["sky"] == 0.1
+    for task in range(7, 13):  # all chips taken out: an answer, and no skip
+        bench.saw(task, photo(2, seed=task), ["fog"])
+        bench.learning.process_event(*event(task + 10, task, [], question=OPEN))
+    (foggy,) = bench.learning.ranker(KEY).name(question, photo(2)[None], [[("fog", 0.6)]], lambda noun: True)  # type: ignore[union-attr]
+    assert dict(foggy)["fog"] < 0.2
     (banned,) = ranker.name(question, photo(0, seed=50)[None], said, lambda noun: noun != "Tabby")
     assert "Tabby" not in dict(banned)
     (elsewhere,) = ranker.name(question, photo(1)[None], said, lambda noun: True)
@@ -281,7 +293,12 @@ def test_what_cannot_be_kept_is_said_and_predictions_go_on(bench: Bench, tmp_pat
         ("ANNOTATION_CREATED", {"project": PROJECT, "annotation": {"id": 1}}),
         ("ANNOTATION_CREATED", {"project": {**PROJECT, "label_config": config(ONE)}, "annotation": {"id": "x"}}),
         ("ANNOTATION_CREATED", {"project": {**PROJECT, "label_config": config(ONE)}, "annotation": [1, None, {}]}),
+        (
+            "ANNOTATION_CREATED",
+            {"project": {**PROJECT, "label_config": config(ONE)}, "annotation": {"id": 5, "task": []}},
+        ),
         ("ANNOTATIONS_DELETED", {"project": PROJECT, "annotations": "all"}),
+        ("ANNOTATIONS_DELETED", {"project": PROJECT, "annotations": [{"id": 2**70}]}),
         ("ANNOTATIONS_DELETED", {"project": {"id": None}, "annotations": [{"id": 1}]}),
         ("PROJECT_UPDATED", {"project": PROJECT}),
     ],

@@ -73,8 +73,8 @@ def test_the_layout_of_a_row() -> None:
     )
     assert encode_row(row) == (
         rb'{"annotation": 5, "annotator": 3, "answers": {"q": [["a", "\u00e9"]]}, "created": 1.0, '
-        rb'"embeddings": {"$b": 2}, "fingerprint": "clip", "images": {"$b": "x"}, "suggested": {}, "task": 7, '
-        rb'"updated": 2.0}' + b"\n\x00\x3c\x00\xc0"
+        rb'"embeddings": {"$b": 2}, "fingerprint": "clip", "images": {"$b": "x"}, "skipped": false, "suggested": {}, '
+        rb'"task": 7, "updated": 2.0}' + b"\n\x00\x3c\x00\xc0"
     )
     assert encode_row(Removed(5)) == b"removed"
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,7 +76,7 @@ def test_one_question_counted_by_hand() -> None:
         kinds(13, "cat", "owl"),
         *[kinds(i, "dog", "dog") for i in range(14, 19)],
         kinds(19, "owl", "cat"),
-        confirmed(20, {}, {"kind": ["cat"]}),  # skipped
+        replace(confirmed(20, {}, {"kind": ["cat"]}), skipped=True),
         confirmed(21, {"kind": ["owl"]}),  # nothing was suggested
         confirmed(22, {"other": ["x"]}, {"kind": ["dog"]}),  # the suggestion was taken out, and nothing put in
     ]
@@ -255,7 +256,9 @@ def suspect(task: int = 7, confirmed: str = "owl") -> Suspect:
 
 
 def test_the_page_says_it_all_by_itself(tmp_path: Path) -> None:
-    rows = [kinds(i, "cat", "cat" if i % 4 else "dog") for i in range(1, 81)] + [confirmed(99, {})]
+    rows = [kinds(i, "cat", "cat" if i % 4 else "dog") for i in range(1, 81)] + [
+        replace(confirmed(99, {}), skipped=True)
+    ]
     shown = page(tmp_path, rows, [suspect(7), suspect(8)], jpeg())
     assert "75%of 80 suggestions taken as they were" in shown.text and "1 skipped" in shown.text
     assert shown.tags.count("rect") == 4 and "1 Jan" in shown.text
@@ -301,7 +304,7 @@ def test_only_the_worst_are_shown(tmp_path: Path) -> None:
 
 
 def test_an_empty_project_is_told_what_to_do(tmp_path: Path) -> None:
-    for rows in ([], [confirmed(1, {}, {"kind": ["cat"]})]):
+    for rows in ([], [replace(confirmed(1, {}, {"kind": ["cat"]}), skipped=True)]):
         shown = page(tmp_path, rows)
         assert "Nothing is confirmed yet" in shown.text and "forelabel connect" in shown.text
         assert "svg" not in shown.tags and "table" not in shown.tags and "%" not in shown.text

@@ -90,7 +90,8 @@ def test_answers_are_written_as_the_labels_are_stored() -> None:
 
 def test_a_skipped_task_has_no_answers() -> None:
     read = read_annotation(annotation(was_cancelled=True), TASK, CONFIG)
-    assert (read.answers, read.id, read.images) == ({}, 3, {"$image": "/data/upload/1/a.png"})
+    assert (read.answers, read.skipped, read.id, read.images) == ({}, True, 3, {"$image": "/data/upload/1/a.png"})
+    assert not read_annotation(annotation(result=[]), TASK, CONFIG).skipped  # all blank is an answer
 
 
 def test_regions_pages_other_types_and_unknown_questions_are_passed_over() -> None:
