@@ -199,7 +199,7 @@ def test_a_wrong_setting_is_named(
 def test_every_command_shows_an_example() -> None:
     commands = [[c.name or c.callback.__name__] for c in cli.app.registered_commands]  # type: ignore[union-attr]
     commands += [["index", "build"], ["decoder", "train"], ["decoder", "import"], ["decoder", "info"]]
-    assert len(commands) == 12
+    assert len(commands) == 15
     for command in commands:
         shown = re.sub(r"\x1b\[[0-9;]*m", "", runner.invoke(cli.app, [*command, "--help"]).stdout)
         assert "Example:" in shown, command

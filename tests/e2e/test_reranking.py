@@ -115,7 +115,7 @@ def test_a_correction_is_known_to_the_next_task(
 def test_uncertainty_sampling_begins_with_the_least_sure(studio: Studio, backend: Backend, tmp_path: Path) -> None:
     connection = connect(studio, backend.url, create="Least sure first", labels=SAMPLE_LABELS, basic_auth=BASIC_AUTH)
     project_id = connection.project_id
-    photos = [pieces(tmp_path, 1, name)[0] for name in ("coins.png", "chelsea.png", "coffee.png", "flower.jpg")]
+    photos = [pieces(tmp_path, 1, name)[0] for name in ("coins.png", "flower.jpg", "chelsea.png", "coffee.png")]
     first, *others = studio.import_photos(project_id, photos)
     prelabel_all(studio, project_id)
     studio.call("annotate", lambda sdk: sdk.annotations.create(first, result=[choice("coins")], lead_time=1.0))
