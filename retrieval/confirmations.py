@@ -49,7 +49,7 @@ EXPECTATION_STRENGTH = 2.0
 
 JUDGED_AT_MOST = 256
 """Confirmations that are left out in turn: enough to tell the weights apart, and bounded, since annotators wait. With
-more than 500 labels fewer, so that confirmations x labels stays the same."""
+more than 350 labels fewer, so that confirmations x labels stays the same."""
 
 UPDATES_OF_INVERSE = 64
 """Images by which A^-1 is brought up to date, each with an error of about 1e-16, before it is computed anew."""
@@ -58,7 +58,7 @@ NEWCOMERS = 64
 """Labels with more images than this are not judged as newcomers: it would weigh less than 2 %."""
 
 NEWCOMERS_JUDGED = 32
-"""Labels that are judged as newcomers, for all of them; with more than 500 labels fewer."""
+"""Labels that are judged as newcomers, for all of them; with more than 350 labels fewer."""
 
 LEAST = 1e-6
 """Below this a probability counts as this, so that no label is out of reach for the evidence."""
@@ -66,7 +66,7 @@ LEAST = 1e-6
 EVIDENCE_OF_YES = 6.0
 """Log-odds that full evidence of yes or no adds to a label that is asked for on its own: 50 % becomes 99.8 %."""
 
-_LABELS_JUDGED = 500
+_LABELS_JUDGED = 350
 
 
 View = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
@@ -178,13 +178,17 @@ class _RidgeSums:
         out: NDArray[np.float64] = y - (y - projected @ self._cross) / (1 - leverage)
         return out
 
-    def left_out_together(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """As `left_out`, but of all these images at once: [n, labels]."""
-        x = self._embeddings[rows].astype(np.float64)
+    def left_out_together(self, groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+        """As `left_out`, but of all images of a group at once: [n, labels] for each group of n rows."""
+        rows = np.concatenate([*groups, np.zeros(0, np.int64)])
+        x, y = self._embeddings[rows].astype(np.float64), self.targets(rows)
         projected = x @ self.inverse()
-        y = self.targets(rows)
-        rest = np.linalg.solve(np.eye(len(rows)) - projected @ x.T, y - projected @ self._cross)
-        out: NDArray[np.float64] = y - rest
+        rest = y - projected @ self._cross
+        out, start = [], 0
+        for group in groups:
+            here = slice(start, start := start + len(group))
+            kept = np.eye(len(group)) - projected[here] @ x[here].T
+            out.append(y[here] - np.linalg.solve(kept, rest[here]))
         return out
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -339,13 +343,13 @@ class Confirmations:
         the `parts` [n]."""
         main = self._sums.main_labels()
         labels, first, images = np.unique(main[rows], return_index=True, return_counts=True)
-        counts = np.array([(main == label).sum() for label in labels])
+        counts = np.bincount(main, minlength=len(self._labels))[labels]
         few = np.flatnonzero(counts <= NEWCOMERS)
         parts -= np.where(counts <= NEWCOMERS, 1 / counts, 0)[np.searchsorted(labels, main[rows])]
         size = max(NEWCOMERS_JUDGED * _LABELS_JUDGED // max(len(self._labels), _LABELS_JUDGED), 1)
         chosen = few[np.unique(np.linspace(0, len(few) - 1, size).astype(np.int64))] if len(few) > size else few
         members = [np.flatnonzero(main == labels[i]) for i in chosen]
-        together = [self._sums.left_out_together(each) for each in members]
+        together = self._sums.left_out_together(members)
         places = [int(first[i]) for i in chosen]
         evidence = [u[np.searchsorted(each, rows[at])] for u, each, at in zip(together, members, places, strict=True)]
         # The images of a label stand for each other, and the chosen labels for all.

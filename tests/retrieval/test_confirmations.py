@@ -83,7 +83,7 @@ def test_leave_one_out_is_what_leaving_one_out_gives() -> None:
         np.testing.assert_allclose(got[i], without._sums.evidence(images[i : i + 1])[0], atol=1e-9)
     others = Confirmations(unit(3, 10, 2), SCALE)
     others.add_many(list(range(4, 12)), images[4:], list(map(int, y[4:])))
-    together = memory._sums.left_out_together(np.arange(4))  # all of label 0
+    together, _ = memory._sums.left_out_together([np.arange(4), np.arange(8, 10)])  # all of label 0, some of 2
     np.testing.assert_allclose(together, others._sums.evidence(images[:4]), atol=1e-9)
 
 
