@@ -471,12 +471,9 @@ def prelabel(
     """
     from plugin.prelabel import prelabel as prelabel_project
 
-    total = stored = asked = 0
-    with tqdm(desc="tasks", unit="", file=sys.stderr, disable=None) as bar:
-        for state in prelabel_project(_studio(_settings(studio_url=studio_url, studio_token=token)), project):
-            total, stored, bar.total = state.total, state.stored, state.total
-            bar.update(state.asked - asked)
-            asked = state.asked
+    settings = _settings(studio_url=studio_url, studio_token=token)
+    last = _follow(prelabel_project(_studio(settings), project), lambda state: state.asked)
+    total, stored = last.total, last.stored
     _line({"project": project, "without_prediction": total, "predicted": stored, "left": total - stored})
     if stored < total:
         _fail(f"{total - stored} of {total} tasks have no prediction; the backend's log says why", 1)
@@ -521,13 +518,9 @@ def refresh(
     """
     from plugin.refresh import refresh as refresh_project
 
-    total = replaced = done = 0
-    with tqdm(desc="tasks", unit="", file=sys.stderr, disable=None) as bar:
-        for state in refresh_project(_studio(_settings(studio_url=studio_url, studio_token=token)), project):
-            total, replaced, bar.total = state.total, state.replaced, state.total
-            bar.update(state.done - done)
-            done = state.done
-    _line({"project": project, "untouched": total, "replaced": replaced})
+    settings = _settings(studio_url=studio_url, studio_token=token)
+    last = _follow(refresh_project(_studio(settings), project), lambda state: state.done)
+    _line({"project": project, "untouched": last.total, "replaced": last.replaced})
 
 
 @app.command()
@@ -562,6 +555,16 @@ def report(
         except OSError as error:
             _fail(f"{out} cannot be written: {error.strerror or error}", 1)
     _line({"project": project, "report": str(out), **asdict(found)})
+
+
+def _follow(states: Iterator[Any], done: Callable[[Any], int]) -> Any:
+    """Show how far a project's tasks have come, of which each state has the `total`; the last state."""
+    state = None
+    with tqdm(desc="tasks", unit="", file=sys.stderr, disable=None) as bar:
+        for state in states:
+            bar.total = state.total
+            bar.update(done(state) - bar.n)
+    return state
 
 
 def _studio(settings: Settings) -> Any:

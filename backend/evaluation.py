@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from backend.engine import Engine
-from backend.few_shot import Confirmed, Labels, accuracy, draw
+from backend.few_shot import Confirmed, Labels, accuracy, draw, shares, top_hits
 
 ROWS = 512
 """Rows read, embedded and scored at a time."""
@@ -61,8 +61,8 @@ def evaluate(
                 "encoder": engine.encoder.name,
                 "fingerprint": engine.encoder.fingerprint,
                 "captions": len(engine.captions) if engine.captions is not None else 0,
-                "zero_shot": _hits(by_image, truth),
-                "xmore": _hits(mixed, truth),
+                "zero_shot": shares(top_hits(by_image, truth), len(images)),
+                "xmore": shares(top_hits(mixed, truth), len(images)),
             }
             if shots:
                 kept = np.zeros(len(asked), np.bool_) if split else _every_other(truth)
@@ -158,10 +158,3 @@ def _image_bytes(value: Any) -> bytes | None:
     if isinstance(value, dict):
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None
-
-
-def _hits(probabilities: NDArray[np.float32], truth: Labels) -> dict[str, float]:
-    """Share of images whose true label is the first, and among the first five: [b, c], [b]."""
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    right = best == truth[:, None]
-    return {"top1": round(float(right[:, 0].mean()), 5), "top5": round(float(right.any(axis=1).mean()), 5)}

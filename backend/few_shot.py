@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.confirmations import Confirmations
+from retrieval.xmore import softmax
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -167,13 +168,19 @@ def accuracy(
     hits = {method: np.zeros(2) for method in METHODS}
     for rows, (method, rank) in product(draws, METHODS.items()):
         confirmed = Confirmed(pool.images[rows], pool.labels[rows], pool.texts, pool.scale)
-        best = np.argsort(-rank(confirmed, images, before), axis=1, kind="stable")[:, :5]
-        right = best == truth[:, None]
-        hits[method] += [right[:, 0].mean(), right.any(axis=1).mean()]
-    return {
-        method: {f"top{k}": round(float(h) / len(draws), 5) for k, h in zip((1, 5), both, strict=True)}
-        for method, both in hits.items()
-    }
+        hits[method] += top_hits(rank(confirmed, images, before), truth)
+    return {method: shares(both, len(draws) * len(truth)) for method, both in hits.items()}
+
+
+def top_hits(scores: Floats, truth: Labels) -> NDArray[np.float64]:
+    """Images whose true label is the first, and among the first five: [b, c], [b] -> [2]."""
+    right = np.argsort(-scores, axis=1, kind="stable")[:, :5] == truth[:, None]
+    return np.array([right[:, 0].sum(), right.any(axis=1).sum()], np.float64)
+
+
+def shares(hits: NDArray[np.float64], images: int) -> dict[str, float]:
+    """Of `top_hits`, as fractions of 1."""
+    return {f"top{k}": round(float(count) / images, 5) for k, count in zip((1, 5), hits, strict=True)}
 
 
 def queue_acceptance(
@@ -204,15 +211,9 @@ def queue_acceptance(
         image = images[row : row + 1]
         seen = order[:i]
         confirmed = Confirmed(images[seen], truth[seen], texts, scale)
-        before = _softmax(confirmed.zero_shot(image))
+        before = softmax(confirmed.zero_shot(image))
         for method, rank in METHODS.items():
             scores = memory.rerank(image, before) if method == "reranked" else rank(confirmed, image, before)
             right[method] += int(scores[0].argmax() == truth[row])
         memory.add(row, images[row], int(truth[row]))
     return {method: hits / len(order) for method, hits in right.items()}
-
-
-def _softmax(logits: Floats) -> Floats:
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: Floats = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return shares

@@ -8,7 +8,7 @@ from pathlib import Path
 from backend.engine import Engine
 from backend.guarded_http import ImageError
 from backend.images import FetchPolicy, ImageFetcher
-from backend.memory import Confirmation, open_memory
+from backend.memory import open_memory
 from backend.report import Suspect, find_suspects, write_report
 from backend.reranking import ProjectRanker
 from backend.settings import Settings
@@ -43,8 +43,7 @@ def report_project(studio: Studio, project_id: int, engine: Engine, settings: Se
     try:
         ranker = ProjectRanker(key, memory, engine.encoder)
         ranker.refresh()
-        rows, _ = memory.changes(key)
-        held = [each for each in rows if isinstance(each, Confirmation)]
+        held = ranker.held()
         suspects = find_suspects(ranker, engine, config, held)
 
         def picture(suspect: Suspect) -> bytes | None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from backend.answers import label_words
 from backend.engine import Engine
 from backend.memory import Confirmation, Stored
-from backend.reranking import ProjectRanker
+from backend.reranking import ProjectRanker, stored_key
 from plugin.labeling_config import Control, Kind, LabelingConfig
 
 BINS = 30
@@ -228,7 +228,7 @@ def find_suspects(
 def _suspects(
     ranker: ProjectRanker, engine: Engine, control: Control, tasks: Mapping[int, Sequence[Confirmation]]
 ) -> Iterator[Suspect]:
-    index = {_key(label.stored): i for i, label in enumerate(control.labels)}
+    index = {stored_key(label.stored): i for i, label in enumerate(control.labels)}
     shown = _shown(control)
     names = [shown(key) for key in index]
     judged, probabilities = ranker.left_out(control, engine.label_embeddings(*label_words(control)))
@@ -248,15 +248,11 @@ def _suspects(
 
 
 def _keys(stored: Sequence[Stored]) -> frozenset[str]:
-    return frozenset(map(_key, stored))
-
-
-def _key(stored: Stored) -> str:
-    return json.dumps(stored)
+    return frozenset(map(stored_key, stored))
 
 
 def _shown(control: Control) -> Shown:
-    values = {_key(label.stored): label.value for label in control.labels if label.path is None}
+    values = {stored_key(label.stored): label.value for label in control.labels if label.path is None}
 
     def shown(key: str) -> str:
         stored: Stored = json.loads(key)

@@ -19,6 +19,7 @@ from backend.memory import Confirmation, Memory, Removed, Stored
 from backend.naming import Names
 from plugin.labeling_config import Control
 from retrieval.confirmations import Confirmations, Votes
+from retrieval.embedder import unit_norm
 from retrieval.encoder import DualEncoder
 
 NEW_NAME = 0.02
@@ -81,6 +82,11 @@ class ProjectRanker:
                     self._pending[each.annotation] = each
                 else:
                     self._pending.pop(each.annotation, None)
+
+    def held(self) -> list[Confirmation]:
+        """All that is confirmed, and the skips."""
+        with self._lock:
+            return list(self._annotations.values())
 
     def pending(self) -> list[Confirmation]:
         """What this encoder has not embedded yet."""
@@ -147,13 +153,13 @@ class OneOf:
 
     def __init__(self, control: Control, encoder: DualEncoder, labels: Floats) -> None:
         self._control, self._encoder = control, encoder
-        self._index = {_key(label.stored): i for i, label in enumerate(control.labels)}
+        self._index = {stored_key(label.stored): i for i, label in enumerate(control.labels)}
         self.memory = Confirmations(labels, encoder.logit_scale)
 
     def update(self, tasks: ByTask) -> None:
         learned: list[tuple[int, NDArray[np.float16], dict[int, float]]] = []
         for task, given in tasks.items():
-            stored = [_key(each) for one in given for each in one.answers.get(self._control.from_name, ())]
+            stored = [stored_key(each) for one in given for each in one.answers.get(self._control.from_name, ())]
             votes = Counter(self._index[key] for key in stored if key in self._index)
             image = _embedding(given, self._control, self._encoder)
             if votes and image is not None:
@@ -163,7 +169,7 @@ class OneOf:
                 self.memory.remove(task)
         if learned:
             keys, images, labels = zip(*learned, strict=True)
-            self.memory.add_many(keys, _units(images), labels)
+            self.memory.add_many(keys, unit_norm(np.stack(images)), labels)
 
     def urgency(self) -> Floats:
         """Labels with fewer confirmed images than the mean label need more: (n + 1) / (mean + 1), at most 1."""
@@ -177,11 +183,13 @@ class SeveralOf:
 
     def __init__(self, control: Control, encoder: DualEncoder) -> None:
         self._control, self._encoder = control, encoder
-        self._index = {_key(label.stored): i for i, label in enumerate(control.labels)}
+        self._index = {stored_key(label.stored): i for i, label in enumerate(control.labels)}
         self.memory = Votes(encoder.dim)
 
     def update(self, tasks: ByTask) -> None:
-        _update_votes(self.memory, tasks, self._control, self._encoder, lambda stored: self._index.get(_key(stored)))
+        _update_votes(
+            self.memory, tasks, self._control, self._encoder, lambda stored: self._index.get(stored_key(stored))
+        )
 
     def urgency(self) -> Floats:
         """Not told apart: a label that was left out is as well known as one that was ticked."""
@@ -250,7 +258,7 @@ def _update_votes(
             memory.remove(task)
     if learned:
         keys, images, shares = zip(*learned, strict=True)
-        memory.add_many(keys, _units(images), shares)
+        memory.add_many(keys, unit_norm(np.stack(images)), shares)
 
 
 def _embedding(given: Sequence[Confirmation], control: Control, encoder: DualEncoder) -> NDArray[np.float16] | None:
@@ -261,12 +269,6 @@ def _embedding(given: Sequence[Confirmation], control: Control, encoder: DualEnc
     return None
 
 
-def _units(rows: Sequence[NDArray[np.float16]]) -> Floats:
-    """Stored rows, which float16 has rounded -> float32 of unit norm [n, d]."""
-    stacked = np.stack(rows).astype(np.float32)
-    stacked /= np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-6)
-    return stacked
-
-
-def _key(stored: Any) -> str:
+def stored_key(stored: Stored) -> str:
+    """By which labels can be told apart and looked up: a path is a list."""
     return json.dumps(stored)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from plugin.errors import AnnotationError
-from plugin.labeling_config import Control, Kind, LabelingConfig, image_value
+from plugin.labeling_config import TYPE_AND_KEY, Control, LabelingConfig, image_value
 
 Stored = str | list[str]
 """What Label Studio keeps for one label; the list is a path, see `plugin.labeling_config.Label.stored`."""
@@ -22,13 +22,6 @@ ANSWERS_KEPT = 100
 
 NOUN_LENGTH = 100
 """Characters; a longer line of a TextArea is a text, from which no noun is learnt."""
-
-_TYPE_AND_KEY = {
-    Kind.CHOICES: ("choices", "choices"),
-    Kind.OPTIONS: ("choices", "choices"),
-    Kind.TAXONOMY: ("taxonomy", "taxonomy"),
-    Kind.TEXTAREA: ("textarea", "text"),
-}
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ def read_answers(result: Any, config: LabelingConfig) -> dict[str, list[Stored]]
 
 def _values(result: Any, control: Control) -> Iterator[Any]:
     """What `result` holds for this question. Labels of regions and of single pages have more beside them."""
-    type_, key = _TYPE_AND_KEY[control.kind]
+    type_, key = TYPE_AND_KEY[control.kind]
     for region in result if isinstance(result, list) else ():
         if not isinstance(region, Mapping) or "item_index" in region:
             continue

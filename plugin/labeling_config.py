@@ -42,6 +42,14 @@ class Kind(StrEnum):
     """Choices that take their labels from each task's data."""
 
 
+TYPE_AND_KEY = {
+    Kind.CHOICES: ("choices", "choices"),
+    Kind.OPTIONS: ("choices", "choices"),
+    Kind.TAXONOMY: ("taxonomy", "taxonomy"),
+    Kind.TEXTAREA: ("textarea", "text"),
+}
+"""Of an answer in a result, of annotations and predictions alike: its type, and the key of its value."""
+
 _QUESTIONS = frozenset({Kind.CHOICES.value, Kind.TAXONOMY.value, Kind.TEXTAREA.value})
 """Tags that ask one."""
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any, Final
 
-from plugin.labeling_config import Control, Kind, Label
+from plugin.labeling_config import TYPE_AND_KEY, Control, Kind, Label
 
 UNREADABLE: Final[Sequence[dict[str, Any]]] = []
 """The item for a task whose image cannot be read: no predictions.
@@ -57,12 +57,7 @@ def options(names: Sequence[tuple[str, float]]) -> list[dict[str, str]]:
 
 
 def _region(control: Control, values: Sequence[Any], score: float) -> dict[str, Any]:
-    type_, key = {
-        Kind.CHOICES: ("choices", "choices"),
-        Kind.OPTIONS: ("choices", "choices"),
-        Kind.TAXONOMY: ("taxonomy", "taxonomy"),
-        Kind.TEXTAREA: ("textarea", "text"),
-    }[control.kind]
+    type_, key = TYPE_AND_KEY[control.kind]
     return {
         "from_name": control.from_name,
         "to_name": control.to_name,

@@ -191,6 +191,11 @@ class _RidgeSums:
             out.append(y[here] - np.linalg.solve(kept, rest[here]))
         return out
 
+    def target(self, key: Hashable) -> dict[int, float]:
+        """Label -> share of an image; empty for one that is not known."""
+        row = self._rows.get(key)
+        return {} if row is None else self._targets[row]
+
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         y = np.zeros((len(rows), self._cross.shape[1]))
         for i, row in enumerate(rows):
@@ -226,7 +231,6 @@ class Confirmations:
         self._scale = float(logit_scale)
         self._sums = _RidgeSums(self._labels.shape[1], len(self._labels))
         self._counts = np.zeros(len(self._labels))
-        self._shares: dict[Hashable, dict[int, float]] = {}
         self._trust: tuple[float, float] | None = None
 
     def __len__(self) -> int:
@@ -255,10 +259,9 @@ class Confirmations:
         rows = _checked(embeddings, self._sums.dim)
         shares = [_shares(label, len(self._labels)) for label in labels]
         latest = dict(zip(annotation_ids, shares, strict=True))
-        self._count([self._shares.get(key, {}) for key in latest], -1)
+        self._count([self._sums.target(key) for key in latest], -1)
         self._sums.put(annotation_ids, rows, shares)
         self._count(list(latest.values()), 1)
-        self._shares |= latest
 
     def replace(self, annotation_id: Hashable, embedding: Floats, labels: Labels) -> None:
         """As `add`: the image counts with its new label alone."""
@@ -266,7 +269,7 @@ class Confirmations:
 
     def remove(self, annotation_id: Hashable) -> None:
         """Forget an image; one that is not known is no error."""
-        self._count([self._shares.pop(annotation_id, {})], -1)
+        self._count([self._sums.target(annotation_id)], -1)
         self._sums.drop([annotation_id])
 
     def _count(self, shares: Sequence[dict[int, float]], sign: int) -> None:

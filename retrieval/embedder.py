@@ -90,7 +90,7 @@ class Embedder:
                 continue
             # What is answered now is what the store will answer later, to the last bit.
             done[key] = result.astype(np.float16)
-            futures[key].set_result(_unit(done[key]))
+            futures[key].set_result(unit_norm(done[key]))
             if len(done) >= self.batch_size:
                 self.store.put_many(done)
                 done = {}
@@ -98,16 +98,19 @@ class Embedder:
             self.store.put_many(done)
 
 
-def _unit(stored: NDArray[np.float16]) -> Embedding:
-    """A stored row [d], which float16 has rounded, as a float32 vector of unit norm."""
-    vector = stored.astype(np.float32)
-    return vector / max(float(np.linalg.norm(vector)), 1e-6)
+def unit_norm(stored: NDArray[np.float16]) -> Embedding:
+    """Stored rows [..., d], which float16 has rounded, as float32 of unit norm."""
+    vectors = stored.astype(np.float32)
+    unit: Embedding = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+    return unit
 
 
 def _usable(stored: NDArray[np.float16] | None) -> Embedding | None:
     """A row of the store, or a miss where it is no unit vector (foreign bytes under our key)."""
     return (
-        _unit(stored) if stored is not None and 0.9 < float(np.linalg.norm(stored.astype(np.float32))) < 1.1 else None
+        unit_norm(stored)
+        if stored is not None and 0.9 < float(np.linalg.norm(stored.astype(np.float32))) < 1.1
+        else None
     )
 
 
